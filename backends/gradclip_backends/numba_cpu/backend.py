@@ -1,0 +1,160 @@
+"""The backend: tables for the kernels, a kernel call per dtype, blocks shared among threads."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gradclip_backends.numba_cpu import kernels, pool
+from gradclip_backends.numba_cpu.elements import TAGS, code_tag
+from gradclip_core.protocol import (
+    DTYPES,
+    FLOAT64,
+    Actions,
+    Buffer,
+    DType,
+    IntArray,
+    Measurements,
+    Request,
+    What,
+    segments,
+)
+
+
+@dataclass(slots=True)
+class _Table:
+    """The segments of one dtype, as the kernels read them."""
+
+    dtype: DType
+    index: IntArray
+    """Their places among all segments."""
+    pointers: npt.NDArray[np.uint64]
+    lengths: IntArray
+    first: IntArray
+    """The first block of each segment, and behind the last one the number of blocks."""
+
+    @property
+    def blocks(self) -> int:
+        return int(self.first[-1])
+
+    @property
+    def bytes(self) -> int:
+        return int(self.lengths.sum()) * self.dtype.itemsize
+
+
+def _tables(buffers: Sequence[Buffer]) -> list[_Table]:
+    rows = [buffer.rows for buffer in buffers]
+    pointers = np.array([buffer.pointer for buffer in buffers], np.uint64)
+    lengths = np.array([buffer.length for buffer in buffers], np.int64)
+    codes = np.array([list(DTYPES).index(buffer.dtype.name) for buffer in buffers], np.int64)
+    if any(count != 1 for count in rows):
+        starts = np.repeat(np.cumsum(rows) - rows, rows)
+        row = (np.arange(sum(rows)) - starts).astype(np.uint64)
+        itemsizes = np.array([buffer.dtype.itemsize for buffer in buffers], np.uint64)
+        lengths, codes = np.repeat(lengths, rows), np.repeat(codes, rows)
+        stride = lengths.astype(np.uint64) * np.repeat(itemsizes, rows)
+        pointers = np.repeat(pointers, rows) + row * stride
+    tables = []
+    for code, dtype in enumerate(DTYPES.values()):
+        index = np.flatnonzero(codes == code)
+        if index.size:
+            first = np.zeros(index.size + 1, np.int64)
+            np.cumsum((lengths[index] + kernels.BLOCK - 1) // kernels.BLOCK, out=first[1:])
+            tables.append(_Table(dtype, index, pointers[index], lengths[index], first))
+    return tables
+
+
+class NumbaCpuBackend:
+    """Serves host memory of the four storage types, on all processors."""
+
+    name = "numba_cpu"
+
+    def not_supported_reasons(self, request: Request) -> list[str]:
+        """See ``Backend.not_supported_reasons``."""
+        reasons = []
+        if foreign := sorted(request.devices - {"cpu"}):
+            reasons.append(f"it reads host memory, and these arrays are on {', '.join(foreign)}")
+        if unknown := sorted(request.dtypes - set(DTYPES)):
+            reasons.append(f"it has no {', '.join(unknown)}")
+        if sys.byteorder != "little":
+            reasons.append("this machine is big-endian")
+        return reasons
+
+    def measure(self, buffers: Sequence[Buffer], what: What) -> Measurements:
+        """See ``Backend.measure``."""
+        total = Measurements.empty(segments(buffers))
+        for table in _tables(buffers):
+            self._measure_table(table, what, total)
+        return total
+
+    def _measure_table(self, table: _Table, what: What, total: Measurements) -> None:
+        count, index, dtype = table.index.size, table.index, table.dtype
+        exponents = np.zeros(count, np.int64) if what.exponents is None else what.exponents[index]
+        units = np.ones(count) if what.units is None else np.where(what.units[index] == 0, 1.0, what.units[index])
+        if what.bounds is None:
+            lows, highs = np.full(count, -math.inf), np.full(count, math.inf)
+        else:
+            lows, highs = (bound[index] for bound in what.bounds)
+        careful = what.bounds is not None or bool(exponents.any()) or what.power not in (1, 2)
+        tag: Any = TAGS[dtype]
+        zero = code_tag(tag)
+        infinity = zero.dtype.type(_infinity_code(dtype))
+        sums, found = np.empty(table.blocks), np.zeros((table.blocks, 4))
+
+        def work(start: int, stop: int) -> None:
+            kernels.measure_range(
+                tag, dtype.itemsize, zero, infinity, dtype.largest, table.pointers, table.lengths, table.first,
+                float(what.power), exponents, units, what.sanitize, lows, highs, careful, start, stop, sums, found,
+            )  # fmt: skip
+
+        with np.errstate(all="ignore"):  # for the kernels as plain Python
+            if table.blocks:
+                pool.run(work, table.blocks, table.bytes)
+            out_sums, out_found = np.zeros(count), np.zeros((count, 4))
+            kernels.finish_segments(table.first, sums, found, out_sums, out_found)
+        total.sums[index] = out_sums
+        total.largest[index] = out_found[:, 0]
+        for field, counts in enumerate((total.infs, total.nans, total.outside), start=1):
+            counts[index] = out_found[:, field].astype(np.int64)
+
+    def apply(self, buffers: Sequence[Buffer], out: Sequence[Buffer], actions: Actions) -> None:
+        """See ``Backend.apply``."""
+        for source, target in zip(_tables(buffers), _tables(out), strict=True):
+            self._apply_table(source, target, actions)
+
+    def _apply_table(self, source: _Table, target: _Table, actions: Actions) -> None:
+        index, dtype = source.index, source.dtype
+        tag: Any = TAGS[dtype]
+        wide = np.float64 if dtype is FLOAT64 else np.float32
+        factors: npt.NDArray[Any]
+        fines: npt.NDArray[Any]
+        if dtype is FLOAT64:
+            factors, fines = actions.factor[index], np.ones(index.size)
+        else:
+            factors, fines = actions.coarse[index], actions.fine[index]
+        lows, highs = actions.low[index].astype(wide), actions.high[index].astype(wide)
+        ops, top = actions.op[index], wide(dtype.largest)
+
+        def work(start: int, stop: int) -> None:
+            kernels.apply_range(
+                tag, dtype.itemsize, source.pointers, target.pointers, source.lengths, source.first,
+                ops, factors, fines, lows, highs, top, actions.sanitize, start, stop,
+            )  # fmt: skip
+
+        if source.blocks:
+            with np.errstate(all="ignore"):
+                pool.run(work, source.blocks, source.bytes)
+
+
+def _infinity_code(dtype: DType) -> int:
+    """The bits of +inf: the exponent's bits all set."""
+    return {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000, "float64": 0x7FF0 << 48}[dtype.name]
+
+
+BACKEND = NumbaCpuBackend()

@@ -1,0 +1,230 @@
+"""Elements in memory: addresses to arrays, storage types to float32 and back.
+
+A *tag* is a zero of the type through which memory is looked at, so that a kernel compiles anew
+for each storage type: float32, float64, uint16 for float16, int16 for bfloat16 (Numba has neither
+of the two). Each function here exists twice: as LLVM instructions, and as the Python that runs
+when the JIT is off.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import binding, ir
+from numba import carray, types
+
+from gradclip_backends.numba_cpu.jit import intrinsic, overload
+from gradclip_core.protocol import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, DType
+
+TAGS: dict[DType, Any] = {
+    BFLOAT16: np.int16(0),
+    FLOAT16: np.uint16(0),
+    FLOAT32: np.float32(0),
+    FLOAT64: np.float64(0),
+}
+_I32, _F32 = ir.IntType(32), ir.FloatType()
+
+
+def _has_f16c() -> bool:
+    """Whether LLVM may emit half-precision conversions; without F16C it calls a missing function."""
+    if binding.get_host_cpu_features and numba.config.CPU_FEATURES is not None:
+        return "+f16c" in numba.config.CPU_FEATURES
+    if numba.config.CPU_NAME not in (None, "", "host"):
+        return False
+    features = dict(binding.get_host_cpu_features())
+    return bool(features.get("f16c", False))
+
+
+F16C = _has_f16c()
+
+
+# ---- addresses ----------------------------------------------------------------------------------
+
+
+@intrinsic
+def _pointer(context: Any, address: Any, tag: Any) -> Any:
+    signature = types.CPointer(tag)(types.uint64, tag)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(tag).as_pointer())
+
+    return signature, generate
+
+
+def view(address: Any, length: Any, tag: Any) -> Any:
+    """The ``length`` elements at ``address``, as an array of ``tag``'s type."""
+    memory = (ctypes.c_char * (int(length) * tag.itemsize)).from_address(int(address))
+    return np.frombuffer(memory, tag.dtype)
+
+
+@overload(view)
+def _view(address: Any, length: Any, tag: Any) -> Any:
+    return lambda address, length, tag: carray(_pointer(address, tag), (length,))
+
+
+# ---- widen: a stored element as float32 (float64 for float64), exactly ---------------------------
+
+
+@intrinsic
+def _half_to_float(context: Any, half: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if F16C:
+            return builder.fpext(builder.bitcast(args[0], ir.HalfType()), _F32)
+        return _half_to_float_by_integers(builder, args[0])
+
+    return types.float32(types.uint16), generate
+
+
+def _half_to_float_by_integers(b: Any, half: Any) -> Any:
+    """Shift exponent and mantissa into place, rebias, and renormalise subnormals by a subtraction."""
+    bits = b.zext(half, _I32)
+    body = b.shl(b.and_(bits, _I32(0x7FFF)), _I32(13))
+    exponent = b.and_(body, _I32(0x0F800000))
+    rebiased = b.add(body, _I32(112 << 23))
+    special = b.add(rebiased, _I32(112 << 23))
+    magic = b.bitcast(_I32(113 << 23), _F32)
+    subnormal = b.bitcast(b.fsub(b.bitcast(b.add(rebiased, _I32(1 << 23)), _F32), magic), _I32)
+    magnitude = b.select(b.icmp_unsigned("==", exponent, _I32(0x0F800000)), special, rebiased)
+    magnitude = b.select(b.icmp_unsigned("==", exponent, _I32(0)), subnormal, magnitude)
+    sign = b.shl(b.and_(bits, _I32(0x8000)), _I32(16))
+    return b.bitcast(b.or_(magnitude, sign), _F32)
+
+
+@intrinsic
+def _brain_to_float(context: Any, brain: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(builder.shl(builder.zext(args[0], _I32), _I32(16)), _F32)
+
+    return types.float32(types.int16), generate
+
+
+def widen(x: Any) -> Any:
+    """A stored element's value."""
+    if isinstance(x, np.uint16):
+        return np.float32(x.view(np.float16))
+    if isinstance(x, np.int16):
+        return (x.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return x
+
+
+@overload(widen)
+def _widen(x: Any) -> Any:
+    if x == types.uint16:
+        return lambda x: _half_to_float(x)
+    if x == types.int16:
+        return lambda x: _brain_to_float(x)
+    return lambda x: x
+
+
+# ---- narrow: float32 to a stored element, to nearest, ties to even -------------------------------
+
+
+@intrinsic
+def _float_to_half(context: Any, x: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if F16C:
+            return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
+        return _float_to_half_by_integers(builder, args[0])
+
+    return types.uint16(types.float32), generate
+
+
+def _float_to_half_by_integers(b: Any, x: Any) -> Any:
+    """Normal results round in the integers, subnormal ones by an addition that shifts them out."""
+    bits = b.bitcast(x, _I32)
+    body = b.and_(bits, _I32(0x7FFFFFFF))
+    odd = b.and_(b.lshr(body, _I32(13)), _I32(1))
+    normal = b.lshr(b.add(b.add(body, _I32((0xFFF - (112 << 23)) & 0xFFFFFFFF)), odd), _I32(13))
+    magic = _I32(126 << 23)
+    shifted = b.fadd(b.bitcast(body, _F32), b.bitcast(magic, _F32))
+    subnormal = b.sub(b.bitcast(shifted, _I32), magic)
+    special = b.select(b.icmp_unsigned(">", body, _I32(255 << 23)), _I32(0x7E00), _I32(0x7C00))
+    half = b.select(b.icmp_unsigned("<", body, _I32(113 << 23)), subnormal, normal)
+    half = b.select(b.icmp_unsigned(">=", body, _I32(143 << 23)), special, half)
+    return b.trunc(b.or_(half, b.lshr(b.and_(bits, _I32(0x80000000)), _I32(16))), ir.IntType(16))
+
+
+@intrinsic
+def _float_to_brain(context: Any, x: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        b = builder
+        bits = b.bitcast(args[0], _I32)
+        high = b.lshr(bits, _I32(16))
+        rounded = b.lshr(b.add(b.add(bits, _I32(0x7FFF)), b.and_(high, _I32(1))), _I32(16))
+        quiet_nan = b.or_(b.and_(high, _I32(0x8000)), _I32(0x7FC0))
+        is_nan = b.icmp_unsigned(">", b.and_(bits, _I32(0x7FFFFFFF)), _I32(0x7F800000))
+        return b.trunc(b.select(is_nan, quiet_nan, rounded), ir.IntType(16))
+
+    return types.int16(types.float32), generate
+
+
+def narrow(y: Any, tag: Any) -> Any:
+    """``y`` as an element of ``tag``'s storage type."""
+    if isinstance(tag, np.uint16):
+        return np.float16(y).view(np.uint16)
+    if isinstance(tag, np.int16):
+        bits = int(np.float32(y).view(np.uint32))
+        if y != y:
+            return np.uint16((bits >> 16) & 0x8000 | 0x7FC0).view(np.int16)
+        return np.uint16((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).view(np.int16)
+    return y
+
+
+@overload(narrow)
+def _narrow(y: Any, tag: Any) -> Any:
+    if tag == types.uint16:
+        return lambda y, tag: _float_to_half(y)
+    if tag == types.int16:
+        return lambda y, tag: _float_to_brain(y)
+    return lambda y, tag: y
+
+
+# ---- magnitudes as integers ----------------------------------------------------------------------
+# With the sign bit cleared, the bits of a float order as integers, in every format. The maximum of
+# integers vectorises at the width of the storage, and shows infinities and NaNs for free.
+
+
+def code_tag(tag: Any) -> Any:
+    """A zero of the signed integer as wide as ``tag``."""
+    return {2: np.int16(0), 4: np.int32(0), 8: np.int64(0)}[tag.itemsize]
+
+
+@intrinsic
+def _larger_code(context: Any, a: Any, b: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.IntType(a.bitwidth)
+        magnitude = builder.and_(args[1], kind((1 << (a.bitwidth - 1)) - 1))
+        return builder.select(builder.icmp_signed(">", magnitude, args[0]), magnitude, args[0])
+
+    return a(a, a), generate
+
+
+def larger_code(a: Any, b: Any) -> Any:
+    """The larger of ``a``, a magnitude's code, and the magnitude of the code ``b``."""
+    return max(a, type(b)(b & np.iinfo(type(b)).max))
+
+
+@overload(larger_code)
+def _overload_larger_code(a: Any, b: Any) -> Any:
+    return lambda a, b: _larger_code(a, b)
+
+
+@intrinsic
+def _bitcast(context: Any, code: Any, tag: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(tag))
+
+    return tag(code, tag), generate
+
+
+def decode(code: Any, tag: Any) -> Any:
+    """The stored element whose bits are ``code``."""
+    return code.view(tag.dtype)
+
+
+@overload(decode)
+def _decode(code: Any, tag: Any) -> Any:
+    return lambda code, tag: _bitcast(code, tag)

@@ -1,0 +1,42 @@
+"""How this room compiles: one place for every option."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numba.extending
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def jit(function: Function) -> Function:
+    """Compile lazily per dtype, without the GIL, without fastmath: every rounding is specified.
+
+    The compiled code is kept on disk; where no folder can be written it is compiled anew in each
+    process. With NUMBA_DISABLE_JIT=1 the same kernels run as plain Python. Not ``parallel=True``,
+    whose threading layers abort the process when two Python threads enter, or after a fork.
+    """
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False}
+    try:
+        compiled: Function = numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # "cannot cache function: no locator available"
+        compiled = numba.njit(cache=False, **options)(function)
+    return compiled
+
+
+def intrinsic(function: Callable[..., Any]) -> Any:
+    """``numba.extending.intrinsic``, which cannot read annotations."""
+    function.__annotations__ = {}
+    return numba.extending.intrinsic(function)
+
+
+def overload(replaced: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """``numba.extending.overload``, which cannot read annotations."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        function.__annotations__ = {}
+        return numba.extending.overload(replaced)(function)
+
+    return decorate

@@ -1,0 +1,313 @@
+"""The kernels: one block of at most 4096 elements at a time, by its address.
+
+``measure_range`` and ``apply_range`` walk the blocks ``start..stop`` of a table of segments; which
+thread is given which range changes no bit. The order of additions is docs/numerics.md's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gradclip_backends.numba_cpu.elements import decode, larger_code, narrow, view, widen
+from gradclip_backends.numba_cpu.jit import jit
+
+LANES = 256
+BLOCK = 4096
+
+
+@jit
+def find_segment(first: Any, block: Any) -> Any:
+    """The segment that a block belongs to; ``first[s]`` is the first block of segment s."""
+    low, high = 0, first.size - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if first[middle] <= block:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@jit
+def fold(lanes: Any) -> Any:
+    """The 256 lanes folded in halves. Written out, so that each width vectorises."""
+    for k in range(128):
+        lanes[k] += lanes[k + 128]
+    for k in range(64):
+        lanes[k] += lanes[k + 64]
+    for k in range(32):
+        lanes[k] += lanes[k + 32]
+    for k in range(16):
+        lanes[k] += lanes[k + 16]
+    for k in range(8):
+        lanes[k] += lanes[k + 8]
+    for k in range(4):
+        lanes[k] += lanes[k + 4]
+    return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
+
+
+@jit
+def term(x: Any, square: Any) -> Any:
+    """x² or abs(x), in float64."""
+    v = np.float64(widen(x))
+    return v * v if square else abs(v)
+
+
+@jit
+def sum_full(x: Any, square: Any, lanes: Any) -> Any:
+    """The sum over a full block. The 16 rows are written out: all of a lane's sum stays in registers."""
+    for k in range(LANES):
+        s = term(x[k], square) + term(x[k + 256], square)
+        s += term(x[k + 512], square)
+        s += term(x[k + 768], square)
+        s += term(x[k + 1024], square)
+        s += term(x[k + 1280], square)
+        s += term(x[k + 1536], square)
+        s += term(x[k + 1792], square)
+        s += term(x[k + 2048], square)
+        s += term(x[k + 2304], square)
+        s += term(x[k + 2560], square)
+        s += term(x[k + 2816], square)
+        s += term(x[k + 3072], square)
+        s += term(x[k + 3328], square)
+        s += term(x[k + 3584], square)
+        s += term(x[k + 3840], square)
+        lanes[k] = s
+    return fold(lanes)
+
+
+@jit
+def sum_partial(x: Any, n: Any, square: Any, lanes: Any) -> Any:
+    """The sum over the first ``n`` < 4096 elements of a block; what is missing counts as zeros."""
+    if n == 1:
+        return term(x[0], square)
+    for k in range(LANES):
+        lanes[k] = 0.0
+    for row in range((n + LANES - 1) // LANES):
+        start = row * LANES
+        for k in range(min(LANES, n - start)):
+            lanes[k] += term(x[start + k], square)
+    return fold(lanes)
+
+
+@jit
+def largest_code(codes: Any, n: Any, zero: Any) -> Any:
+    """The largest magnitude among the first ``n`` elements, as its bits."""
+    largest = zero
+    if n == BLOCK:
+        for k in range(BLOCK):
+            largest = larger_code(largest, codes[k])
+    else:
+        for k in range(n):
+            largest = larger_code(largest, codes[k])
+    return largest
+
+
+@jit
+def measure_careful(
+    x: Any,
+    n: Any,
+    power: Any,
+    exponent: Any,
+    unit: Any,
+    sanitize: Any,
+    low: Any,
+    high: Any,
+    top: Any,
+    lanes: Any,
+    out: Any,
+) -> Any:
+    """The sum with every option, an element at a time; fills ``out`` with largest, infs, nans, outside."""
+    for k in range(LANES):
+        lanes[k] = 0.0
+    largest = 0.0
+    infs = nans = outside = 0
+    for i in range(n):
+        v: Any = np.float64(widen(x[i]))
+        if v < low or v > high:
+            outside += 1
+        if v != v:
+            nans += 1
+            if sanitize:
+                v = 0.0
+        elif abs(v) == math.inf:
+            infs += 1
+            if sanitize:
+                v = math.copysign(top, v)
+        if abs(v) < math.inf:
+            largest = max(largest, abs(v))
+        if exponent != 0:
+            v = math.ldexp(v, -exponent)
+        if power == 2.0:
+            lanes[i % LANES] += v * v
+        elif power == 1.0:
+            lanes[i % LANES] += abs(v)
+        else:
+            lanes[i % LANES] += (abs(v) / unit) ** power
+    out[0], out[1], out[2], out[3] = largest, infs, nans, outside
+    return fold(lanes)
+
+
+@jit
+def measure_range(
+    tag: Any,
+    itemsize: Any,
+    zero: Any,
+    infinity: Any,
+    top: Any,
+    pointers: Any,
+    lengths: Any,
+    first: Any,
+    power: Any,
+    exponents: Any,
+    units: Any,
+    sanitize: Any,
+    lows: Any,
+    highs: Any,
+    careful: Any,
+    start: Any,
+    stop: Any,
+    sums: Any,
+    found: Any,
+) -> Any:
+    """Fill ``sums[block]`` and ``found[block]`` (largest, infs, nans, outside) for a range of blocks."""
+    lanes = np.empty(LANES)
+    square = power == 2.0
+    s = find_segment(first, start)
+    for block in range(start, stop):
+        while first[s + 1] <= block:
+            s += 1
+        done = (block - first[s]) * BLOCK
+        n = min(BLOCK, lengths[s] - done)
+        address = pointers[s] + np.uint64(done * itemsize)
+        x = view(address, n, tag)
+        if not careful:
+            code = largest_code(view(address, n, zero), n, zero)
+            if code < infinity:
+                found[block, 0] = widen(decode(code, tag))
+                if n == BLOCK:
+                    sums[block] = sum_full(x, square, lanes)
+                else:
+                    sums[block] = sum_partial(x, n, square, lanes)
+                continue
+        sums[block] = measure_careful(
+            x, n, power, exponents[s], units[s], sanitize, lows[s], highs[s], top, lanes, found[block]
+        )
+
+
+@jit
+def finish_segments(first: Any, sums: Any, found: Any, out_sums: Any, out_found: Any) -> Any:
+    """From blocks to segments: the tree over each segment's block sums, maxima, and counts."""
+    lanes = np.empty(LANES)
+    level = np.empty(max(1, sums.size))
+    for s in range(first.size - 1):
+        count = first[s + 1] - first[s]
+        for block in range(first[s], first[s + 1]):
+            out_found[s, 0] = max(out_found[s, 0], found[block, 0])
+            for field in range(1, 4):
+                out_found[s, field] += found[block, field]
+        if count == 1:
+            out_sums[s] = sums[first[s]]
+        elif count > 1:
+            for i in range(count):
+                level[i] = sums[first[s] + i]
+            out_sums[s] = tree(level, count, lanes)
+
+
+@jit
+def tree(level: Any, count: Any, lanes: Any) -> Any:
+    """``tree_sum`` of ``level[:count]``, which is overwritten."""
+    while count > 1:
+        blocks = (count + BLOCK - 1) // BLOCK
+        for block in range(blocks):
+            n = min(BLOCK, count - block * BLOCK)
+            for k in range(LANES):
+                lanes[k] = 0.0
+            for i in range(n):
+                lanes[i % LANES] += level[block * BLOCK + i]
+            level[block] = fold(lanes)
+        count = blocks
+    return level[0]
+
+
+@jit
+def write_value(v: Any, factor: Any, fine: Any, low: Any, high: Any, top: Any, sanitize: Any) -> Any:
+    """``clamp(v · factor · fine, low, high)``, rounded after each step, NaN staying NaN."""
+    if sanitize:
+        if v != v:
+            v = top - top
+        elif v > top:
+            v = top
+        elif v < -top:
+            v = -top
+    y = v * factor * fine
+    if y < low:
+        y = low
+    if y > high:
+        y = high
+    return y
+
+
+@jit
+def scale_block(
+    x: Any, y: Any, n: Any, factor: Any, fine: Any, low: Any, high: Any, top: Any, sanitize: Any, tag: Any
+) -> Any:
+    """From ``x`` to ``y``, other memory."""
+    for i in range(n):
+        y[i] = narrow(write_value(widen(x[i]), factor, fine, low, high, top, sanitize), tag)
+
+
+@jit
+def scale_block_in_place(
+    x: Any, n: Any, factor: Any, fine: Any, low: Any, high: Any, top: Any, sanitize: Any, tag: Any
+) -> Any:
+    """In place: one pointer, or the compiler must assume that two overlap, and does not vectorise."""
+    for i in range(n):
+        x[i] = narrow(write_value(widen(x[i]), factor, fine, low, high, top, sanitize), tag)
+
+
+@jit
+def apply_range(
+    tag: Any,
+    itemsize: Any,
+    sources: Any,
+    targets: Any,
+    lengths: Any,
+    first: Any,
+    ops: Any,
+    factors: Any,
+    fines: Any,
+    lows: Any,
+    highs: Any,
+    top: Any,
+    sanitize: Any,
+    start: Any,
+    stop: Any,
+) -> Any:
+    """Write a range of blocks. ``ops``: 0 leave (copy, into other memory), 1 scale, 2 zero."""
+    s = find_segment(first, start)
+    for block in range(start, stop):
+        while first[s + 1] <= block:
+            s += 1
+        in_place = sources[s] == targets[s]
+        if ops[s] == 0 and in_place:
+            continue
+        done = (block - first[s]) * BLOCK
+        n = min(BLOCK, lengths[s] - done)
+        offset = np.uint64(done * itemsize)
+        y = view(targets[s] + offset, n, tag)
+        if ops[s] == 2:
+            for i in range(n):
+                y[i] = tag
+            continue
+        x = view(sources[s] + offset, n, tag)
+        if ops[s] == 0:
+            for i in range(n):
+                y[i] = x[i]
+        elif in_place:
+            scale_block_in_place(y, n, factors[s], fines[s], lows[s], highs[s], top, sanitize, tag)
+        else:
+            scale_block(x, y, n, factors[s], fines[s], lows[s], highs[s], top, sanitize, tag)

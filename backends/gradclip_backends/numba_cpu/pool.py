@@ -1,0 +1,75 @@
+"""Threads: a small pool of our own, safe under fork and when several Python threads clip at once.
+
+The caller works too. Chunks are taken from a shared counter, so that a thread that the machine
+holds up delays nobody; which thread takes which chunk changes no bit of the result.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+# Waking a thread costs about 20 µs, in which one core reads some 500 KB.
+SMALLEST_SHARED_BYTES = 1 << 20
+CHUNKS_PER_THREAD = 8
+
+_executor: ThreadPoolExecutor | None = None
+_lock = threading.Lock()
+
+
+def threads() -> int:
+    """How many threads a large call uses: GRADCLIP_NUM_THREADS, or the processors of this process."""
+    asked = os.environ.get("GRADCLIP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS, Windows
+        return os.cpu_count() or 1
+
+
+def run(work: Callable[[int, int], None], blocks: int, bytes_: int) -> None:
+    """Call ``work(start, stop)`` over chunks that together are ``range(blocks)``."""
+    count = threads()
+    if count == 1 or bytes_ < SMALLEST_SHARED_BYTES:
+        work(0, blocks)
+        return
+    step = max(1, -(-blocks // (count * CHUNKS_PER_THREAD)))
+    chunks = itertools.count(0, step)  # next() on it is atomic under the GIL
+
+    def take() -> None:
+        while (start := next(chunks)) < blocks:
+            work(start, min(start + step, blocks))
+
+    helpers = _submit(take, count - 1)
+    try:
+        take()
+    finally:
+        for helper in helpers:
+            if not helper.cancel():  # one that has not begun has nothing left to do
+                helper.result()
+
+
+def _submit(take: Callable[[], None], helpers: int) -> list[Future[None]]:
+    global _executor
+    try:
+        with _lock:
+            if _executor is None or _executor._max_workers < helpers:
+                _executor = ThreadPoolExecutor(helpers, thread_name_prefix="gradclip")
+            return [_executor.submit(take) for _ in range(helpers)]
+    except RuntimeError:  # the interpreter is shutting down and starts no threads: the caller works alone
+        return []
+
+
+def _forget() -> None:
+    """After a fork the child has the executor's object and none of its threads."""
+    global _executor, _lock
+    _executor = None
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

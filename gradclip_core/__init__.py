@@ -1,0 +1,73 @@
+"""Gradient clipping for every array: exact, fast, the same bits everywhere.
+
+>>> import numpy as np, gradclip_core as gc
+>>> clipped, info = gc.clip_by_global_norm([np.array([3.0, 4.0])], max_norm=1.0)
+>>> info.norm
+5.0
+"""
+
+from gradclip_core.errors import (
+    BackendError,
+    ContainerError,
+    GradClipError,
+    InvalidArgumentError,
+    NonFiniteGradientError,
+    ReadOnlyError,
+    UnsafeMemoryError,
+    UnsupportedArrayError,
+)
+from gradclip_core.functions import (
+    adaptive_clip,
+    adaptive_clip_,
+    clip,
+    clip_,
+    clip_by_global_norm,
+    clip_by_global_norm_,
+    clip_by_group_norm,
+    clip_by_group_norm_,
+    clip_by_norm,
+    clip_by_norm_,
+    clip_by_value,
+    clip_by_value_,
+    global_norm,
+    plan,
+)
+from gradclip_core.info import ClipInfo
+from gradclip_core.planned import Plan
+from gradclip_core.rules import ArrayNorm, Chain, GlobalNorm, GroupNorm, Value
+from gradclip_core.unitwise import UnitNorm
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArrayNorm",
+    "BackendError",
+    "Chain",
+    "ClipInfo",
+    "ContainerError",
+    "GlobalNorm",
+    "GradClipError",
+    "GroupNorm",
+    "InvalidArgumentError",
+    "NonFiniteGradientError",
+    "Plan",
+    "ReadOnlyError",
+    "UnitNorm",
+    "UnsafeMemoryError",
+    "UnsupportedArrayError",
+    "Value",
+    "adaptive_clip",
+    "adaptive_clip_",
+    "clip",
+    "clip_",
+    "clip_by_global_norm",
+    "clip_by_global_norm_",
+    "clip_by_group_norm",
+    "clip_by_group_norm_",
+    "clip_by_norm",
+    "clip_by_norm_",
+    "clip_by_value",
+    "clip_by_value_",
+    "global_norm",
+    "plan",
+]

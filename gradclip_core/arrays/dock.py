@@ -1,0 +1,133 @@
+"""The entrance: every leaf of a container described, checked, and known by its path."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradclip_core.arrays import dlpack_door, numpy_door
+from gradclip_core.arrays.docked import Docked, Door, Refused
+from gradclip_core.arrays.layout import overlapping_pair, overlaps_itself
+from gradclip_core.errors import InvalidArgumentError, ReadOnlyError, UnsafeMemoryError, UnsupportedArrayError
+from gradclip_core.tree import Tree, flatten
+
+_doors: dict[type, Door] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Cargo:
+    """A container's arrays. An array that it holds twice (a tied weight) is in ``arrays`` once."""
+
+    tree: Tree
+    arrays: list[Docked]
+    index: list[int]
+    """For each leaf, its entry of ``arrays``."""
+
+    def first_path(self, array: int) -> str:
+        """The path of the first leaf that is this array."""
+        return self.tree.paths[self.index.index(array)]
+
+    def first_paths(self) -> list[str]:
+        """The path of each array."""
+        found: dict[int, str] = {}
+        for array, path in zip(self.index, self.tree.paths, strict=True):
+            found.setdefault(array, path)
+        return list(found.values())
+
+
+def unload(container: Any, asked: str, *, in_place: bool = False, clips: bool = True) -> Cargo:
+    """Dock every leaf of a container, or raise before anything is written.
+
+    ``in_place`` demands memory that may be written, each element once. ``clips`` refuses arrays
+    that are no gradients although they have one.
+    """
+    leaves, tree = flatten(container)
+    arrays: list[Docked] = []
+    index: list[int] = []
+    known: dict[object, int] = {}
+    for position, leaf in enumerate(leaves):
+        door = _doors.get(type(leaf)) or _find_door(leaf, asked, tree, position)
+        try:
+            docked = door.dock(leaf)
+            if clips:
+                _refuse_parameter(leaf, door)
+        except Refused as refused:
+            raise refused.kind(f"{asked}, array '{tree.paths[position]}'", refused.seen, refused.cure) from refused
+        # Where there is no memory, nothing can be shared.
+        key = docked.key if docked.pointer and 0 not in docked.shape else position
+        found = known.setdefault(key, len(arrays))
+        if found == len(arrays):
+            arrays.append(docked)
+        index.append(found)
+    cargo = Cargo(tree, arrays, index)
+    _check_overlap(cargo, asked)
+    if in_place:
+        _check_writable(cargo, asked)
+    return cargo
+
+
+def _find_door(leaf: Any, asked: str, tree: Tree, position: int) -> Door:
+    kind = type(leaf)
+    torch = sys.modules.get("torch")
+    door: Door
+    if isinstance(leaf, (np.ndarray, np.generic)):
+        door = numpy_door.DOOR
+    elif torch is not None and issubclass(kind, torch.Tensor):
+        from gradclip_core.arrays import torch_door
+
+        door = torch_door.DOOR
+    elif hasattr(kind, "__dlpack__") and hasattr(kind, "__dlpack_device__"):
+        door = dlpack_door.DOOR
+    else:
+        path = tree.paths[position]
+        if kind.__module__.partition(".")[0] == "torch" and kind.__name__ != "Tensor" and hasattr(leaf, "parameters"):
+            cure = "Pass its gradients: [p.grad for p in module.parameters()]"
+        else:
+            cure = "Pass NumPy arrays, PyTorch tensors, or objects with __dlpack__"
+        raise UnsupportedArrayError(f"{asked}, leaf '{path}'", f"a {kind.__module__}.{kind.__name__} is no array", cure)
+    _doors[kind] = door
+    return door
+
+
+def _refuse_parameter(leaf: Any, door: Door) -> None:
+    """The classical slip: ``model.parameters()`` where the gradients were meant."""
+    if door is numpy_door.DOOR or door is dlpack_door.DOOR:
+        return
+    if leaf.requires_grad and leaf.is_leaf and leaf.grad is not None:
+        raise Refused(
+            InvalidArgumentError,
+            "it is a parameter that has a gradient, so its weights would be clipped and its gradient not",
+            "Pass [p.grad for p in parameters]; to clip the weights themselves, pass p.data",
+        )
+
+
+def _check_overlap(cargo: Cargo, asked: str) -> None:
+    host = [i for i, docked in enumerate(cargo.arrays) if docked.device == "cpu"]
+    pair = overlapping_pair([cargo.arrays[i] for i in host])
+    if pair is not None:
+        a, b = (cargo.first_path(host[i]) for i in pair)
+        raise UnsafeMemoryError(
+            f"{asked}, arrays '{a}' and '{b}'",
+            "they share memory without being the same array, so elements would be counted and scaled twice",
+            "Pass the array that holds both, or copies",
+        )
+
+
+def _check_writable(cargo: Cargo, asked: str) -> None:
+    for i, docked in enumerate(cargo.arrays):
+        if docked.read_only:
+            raise ReadOnlyError(
+                f"{asked}, array '{cargo.first_path(i)}'",
+                docked.read_only,
+                f"Use {asked.rstrip('_')}, which returns new arrays" if asked.endswith("_") else "Pass a copy",
+            )
+        if overlaps_itself(docked):
+            raise UnsafeMemoryError(
+                f"{asked}, array '{cargo.first_path(i)}'",
+                f"several of its elements are the same memory (strides {docked.strides} bytes), "
+                "which in place would be scaled more than once",
+                f"Use {asked.rstrip('_')}, which returns new arrays, or pass a copy",
+            )

@@ -1,0 +1,140 @@
+"""Strides: what is dense, what overlaps, and the packed copies of what is neither."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gradclip_core.arrays.docked import Docked
+from gradclip_core.protocol import Buffer, host_view
+
+# Elements are moved as integers or complex pairs of the right width: no conversion, any dtype.
+_MOVED_AS: dict[int, np.dtype[Any]] = {
+    2: np.dtype(np.uint16),
+    4: np.dtype(np.uint32),
+    8: np.dtype(np.uint64),
+    16: np.dtype(np.complex128),
+}
+
+
+def size(shape: tuple[int, ...]) -> int:
+    """Number of elements."""
+    return math.prod(shape)
+
+
+def is_dense(docked: Docked) -> bool:
+    """Whether the elements fill one aligned stretch of memory, in any order of the axes."""
+    if docked.contiguous:
+        return docked.pointer % docked.dtype.itemsize == 0
+    if docked.pointer % docked.dtype.itemsize:
+        return False
+    expected = docked.itemsize
+    for stride, extent in sorted((s, n) for s, n in zip(docked.strides, docked.shape, strict=True) if n != 1):
+        if stride != expected:
+            return False
+        expected *= extent
+    return True
+
+
+def overlaps_itself(docked: Docked) -> bool:
+    """Whether two indices may name the same memory (a stride of 0, a sliding window)."""
+    if docked.contiguous:
+        return False
+    reach = docked.itemsize
+    for stride, extent in sorted((abs(s), n) for s, n in zip(docked.strides, docked.shape, strict=True) if n > 1):
+        if stride < reach:
+            return True
+        reach = stride * (extent - 1) + reach
+    return False
+
+
+def extent(docked: Docked) -> tuple[int, int]:
+    """The first byte of the array's memory, and the one after its last."""
+    if docked.contiguous:
+        return docked.pointer, docked.pointer + docked.itemsize * size(docked.shape)
+    spans = [s * (n - 1) for s, n in zip(docked.strides, docked.shape, strict=True)]
+    low = docked.pointer + sum(span for span in spans if span < 0)
+    high = docked.pointer + sum(span for span in spans if span > 0) + docked.itemsize
+    return low, high
+
+
+def view(docked: Docked) -> npt.NDArray[Any]:
+    """The elements as a strided NumPy array of opaque items. Host memory only."""
+    item = _MOVED_AS[docked.itemsize]
+    if size(docked.shape) == 0:
+        return np.empty(docked.shape, item)
+    return host_view(docked.pointer, docked.shape, item, (docked.array, docked.owner), docked.strides)
+
+
+def share_elements(a: Docked, b: Docked) -> bool:
+    """Whether two arrays have an element's memory in common, decided exactly where that is feasible."""
+    try:
+        return np.shares_memory(view(a), view(b), max_work=100_000)  # type: ignore[arg-type]  # any int is meant: numpy's own stub is too narrow
+    except np.exceptions.TooHardError:
+        return True
+
+
+def overlapping_pair(arrays: list[Docked]) -> tuple[int, int] | None:
+    """Indices of two arrays with memory in common, if there are any. No array is in the list twice."""
+    spans = [(*extent(docked), i) for i, docked in enumerate(arrays) if size(docked.shape)]
+    spans.sort()
+    open_spans: list[tuple[int, int]] = []  # (end, index) of the arrays that reach past where we are
+    for start, end, i in spans:
+        open_spans = [(e, j) for e, j in open_spans if e > start]
+        for _, j in open_spans:
+            if share_elements(arrays[j], arrays[i]):
+                return min(i, j), max(i, j)
+        open_spans.append((end, i))
+    return None
+
+
+@dataclass(slots=True)
+class Flat:
+    """An array as a backend reads it: its own memory, or a packed copy of it.
+
+    ``packed`` is None where ``buffer`` is the array's own memory; otherwise it has the axes of
+    ``axes_order`` of the array, in C order, and ``unpack`` puts it where it belongs.
+    """
+
+    buffer: Buffer
+    packed: npt.NDArray[Any] | None = None
+    axes_order: tuple[int, ...] = ()
+
+    def unpack(self, target: Docked) -> None:
+        """Copy the packed elements into ``target``, an array of the same shape."""
+        if self.packed is not None:
+            view(target).transpose(self.axes_order)[...] = self.packed
+
+
+def flatten_memory(docked: Docked, axes: tuple[int, ...] | None = None, *, pack: bool = False) -> Flat:
+    """The array as one segment, or with ``axes`` as a segment per unit, reduced over those axes.
+
+    Dense arrays are taken in memory order without a copy; others in C order, packed. A unit's
+    elements are taken in C order of ``axes``. ``pack`` asks for a packed copy in any case.
+    """
+    parts = 2 if docked.is_complex else 1
+    if axes is None or len(axes) == len(docked.shape):
+        elements = size(docked.shape) * parts
+        if elements == 0 or (is_dense(docked) and not pack):
+            return Flat(Buffer(docked.pointer, elements, docked.dtype, 1, docked.device, docked))
+        order = tuple(range(len(docked.shape)))
+        return _packed(docked, order, 1)
+    kept = tuple(axis for axis in range(len(docked.shape)) if axis not in axes)
+    rows = math.prod(docked.shape[axis] for axis in kept)
+    order = kept + axes
+    length = math.prod(docked.shape[axis] for axis in axes) * parts
+    aligned = docked.pointer % docked.dtype.itemsize == 0
+    if rows * length == 0 or (aligned and not pack and view(docked).transpose(order).flags.c_contiguous):
+        return Flat(Buffer(docked.pointer, length, docked.dtype, rows, docked.device, docked))
+    return _packed(docked, order, rows)
+
+
+def _packed(docked: Docked, order: tuple[int, ...], rows: int) -> Flat:
+    packed = view(docked).transpose(order).copy(order="C")
+    length = packed.size // rows * (2 if docked.is_complex else 1)
+    buffer = Buffer(packed.ctypes.data, length, docked.dtype, rows, docked.device, packed)
+    return Flat(buffer, packed, order)

@@ -1,0 +1,55 @@
+"""The one family of errors. Each says what was asked, what was seen, and what to do.
+
+Every error of this library is raised before any gradient is written.
+"""
+
+from __future__ import annotations
+
+
+class GradClipError(Exception):
+    """Base of every error that gradclip-core raises on purpose.
+
+    Parameters
+    ----------
+    asked : what the caller asked for, e.g. ``"clip_by_global_norm_"`` or an argument's name
+    seen : what was found instead
+    cure : what to do about it, as a sentence
+    """
+
+    def __init__(self, asked: str, seen: str, cure: str) -> None:
+        super().__init__(f"{asked}: {seen}. {cure}")
+        self.asked = asked
+        self.seen = seen
+        self.cure = cure
+
+    def __reduce__(self) -> tuple[type[GradClipError], tuple[str, str, str]]:
+        # Exceptions pickle by their ``args``, which hold the joined sentence; workers need the parts.
+        return type(self), (self.asked, self.seen, self.cure)
+
+
+class InvalidArgumentError(GradClipError, ValueError):
+    """A threshold, an order, a loss scale, a policy or an axis that has no meaning."""
+
+
+class ContainerError(GradClipError, TypeError):
+    """A container whose leaves cannot be found, ordered or put back."""
+
+
+class UnsupportedArrayError(GradClipError, TypeError):
+    """A leaf that is no array, or an array of a dtype or kind that cannot be clipped."""
+
+
+class UnsafeMemoryError(GradClipError, ValueError):
+    """Memory that is missing, overlapping, or not what the array says it is."""
+
+
+class ReadOnlyError(GradClipError, ValueError):
+    """An in-place function was given memory that may not be written."""
+
+
+class BackendError(GradClipError, RuntimeError):
+    """No backend, or not the one that was named, can serve this call."""
+
+
+class NonFiniteGradientError(GradClipError, FloatingPointError):
+    """``nonfinite="raise"`` met an infinity or a NaN. No gradient was touched."""

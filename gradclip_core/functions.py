@@ -1,0 +1,369 @@
+"""The door: every public function, its signature, its documentation, its validation.
+
+All of them are ``measure → decide → apply`` with another decision in the middle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradclip_core import validate
+from gradclip_core.arrays.dock import unload
+from gradclip_core.arrays.layout import flatten_memory
+from gradclip_core.errors import InvalidArgumentError
+from gradclip_core.info import ClipInfo
+from gradclip_core.norms import scope_norms
+from gradclip_core.passes import choose, measure
+from gradclip_core.pipeline import finish, refuse_complex, run
+from gradclip_core.planned import Plan
+from gradclip_core.rules import ArrayNorm, GlobalNorm, GroupNorm, Rule, Value
+from gradclip_core.unitwise import Axis, UnitNorm
+from gradclip_core.validate import How
+
+Groups = Mapping[Any, Sequence[str]] | Callable[[str], Any]
+Limit = float | tuple[float, float]
+
+
+def global_norm(grads: Any, ord: float = 2, *, backend: str | None = None) -> float:
+    """The norm of all arrays together, as if they were one long vector.
+
+    ``‖g‖_p = (Σ |g_i|^p)^(1/p)``; ``ord=inf`` is the largest magnitude.
+
+    Parameters
+    ----------
+    grads : any container of arrays, any shapes and floating or complex dtypes. Only read.
+    ord : 1 ≤ p ≤ inf. For 1, 2 and inf the result is the same to the bit on every backend; for
+        any other p it is within 1e-12 relative. Complex arrays: 2 only.
+    backend : a name from the registry; None: chosen by where the memory is.
+
+    Returns
+    -------
+    float
+        In float64 whatever the dtypes: a finite gradient never has an infinite norm, nor a zero
+        one unless it is zero (a norm beyond float64's range is returned as its largest value).
+        Empty containers and arrays count as 0. NaN if any element is, else inf if any is.
+
+    Raises
+    ------
+    GradClipError
+        for arguments, containers, arrays or memory that cannot be measured.
+
+    Examples
+    --------
+    >>> import numpy as np, gradclip_core as gc
+    >>> gc.global_norm({"w": np.array([3.0, 4.0], np.float32), "b": np.array([-12.0])})
+    13.0
+    >>> gc.global_norm([np.array([1e20, 1e20], np.float32)]) < float("inf")
+    True
+    """
+    order = validate.order(ord)
+    cargo = unload(grads, "global_norm", clips=False)
+    refuse_complex(cargo, "global_norm", GlobalNorm(1.0, order))
+    chosen, _ = choose(validate.How(backend=backend).backend, cargo.arrays)
+    measured = measure(chosen, [flatten_memory(docked).buffer for docked in cargo.arrays], order)
+    return float(scope_norms(measured, np.zeros(len(cargo.arrays), np.int64), 1).value()[0])
+
+
+def clip(grads: Any, rule: Rule, **how: Any) -> tuple[Any, ClipInfo]:
+    """Clip by any rule, into new arrays of the same frameworks, in a container of the same type.
+
+    Parameters
+    ----------
+    grads : a bare array, or any nesting of dict, list, tuple, namedtuple, dataclass and None; an
+        iterator is read once, and its result is a list. Only read.
+    rule : ``GlobalNorm``, ``GroupNorm``, ``ArrayNorm``, ``UnitNorm``, ``Value`` or ``Chain``.
+    loss_scale : the gradients hold ``loss_scale · g``; thresholds and norms are those of ``g``,
+        and so are the results.
+    nonfinite : what to do about infinities and NaNs. ``"raise"``: raise, touch nothing.
+        ``"skip"``: leave all as it is, ``info.skipped``. ``"zero"``: set all to 0,
+        ``info.skipped``. ``"sanitize"``: NaN to 0, ±inf to ± the largest finite value, then
+        clip. ``"propagate"``: IEEE arithmetic, as PyTorch does.
+    backend : a name from the registry, which then serves or raises; None: chosen by where the
+        memory is.
+
+    Returns
+    -------
+    (clipped, info)
+        ``clipped`` shares no memory with ``grads``; an array that occurs twice there is one
+        array here too.
+
+    Raises
+    ------
+    NonFiniteGradientError
+        under ``nonfinite="raise"``.
+    GradClipError
+        for everything else that cannot be done; nothing has been written then.
+
+    Examples
+    --------
+    >>> import numpy as np, gradclip_core as gc
+    >>> clipped, info = gc.clip([np.array([3.0, 4.0])], gc.GlobalNorm(1.0))
+    >>> clipped[0].round(6), info.norm
+    (array([0.6, 0.8]), 5.0)
+    """
+    return _new(grads, _rule("clip", rule), how, "clip")
+
+
+def clip_(grads: Any, rule: Rule, **how: Any) -> ClipInfo:
+    """Clip by any rule, in place. See ``clip`` for the parameters.
+
+    The arrays must be writable; each framework is told that its memory has changed (PyTorch's
+    version counters). Where nothing is to be clipped or unscaled, no memory is written.
+
+    Examples
+    --------
+    >>> import numpy as np, gradclip_core as gc
+    >>> g = np.array([0.3, 0.4])
+    >>> gc.clip_(g, gc.Chain(gc.Value(1.0), gc.GlobalNorm(1.0))).clipped
+    False
+    """
+    return _in_place(grads, _rule("clip_", rule), how, "clip_")
+
+
+def plan(grads: Any, rule: Rule, **how: Any) -> Plan:
+    """Measure and decide; write nothing. See ``clip`` for the parameters.
+
+    Returns
+    -------
+    Plan
+        ``plan.scale`` for an optimizer that multiplies as it reads, ``plan.info``,
+        ``plan.apply(grads)``, ``plan.apply_(grads)``.
+
+    Notes
+    -----
+    A by-value rule that clips, and a ``Chain``, need scratch memory as large as the gradients to
+    know the norms that come of them; it is freed before this returns.
+
+    Examples
+    --------
+    >>> import numpy as np, gradclip_core as gc
+    >>> gc.plan([np.array([3.0, 4.0]) * 1024], gc.GlobalNorm(10.0), loss_scale=1024).scale
+    0.0009765625
+    """
+    return Plan(run(grads, _rule("plan", rule), _how(how), "plan", "nothing"))
+
+
+def clip_by_global_norm(grads: Any, max_norm: float, *, ord: float = 2, **how: Any) -> tuple[Any, ClipInfo]:
+    """Shrink all gradients together so that their norm is at most ``max_norm``.
+
+    ``g ← g · min(1, max_norm / ‖g‖)``, the projection on the ball of radius ``max_norm``.
+
+    Parameters
+    ----------
+    grads, **how : see ``clip``.
+    max_norm : the bound, finite and ≥ 0, in units of the unscaled gradient.
+    ord : of the norm, 1 ≤ p ≤ inf. Complex arrays: 2 only.
+
+    Returns
+    -------
+    (clipped, info)
+        At or under the threshold ``clipped`` equals ``grads`` bit for bit. Above it, every
+        element is multiplied by the same factor, rounded so that ``‖clipped‖ ≤ max_norm`` holds
+        exactly for float32 (for float64: up to the error of the norm itself; for 16-bit types:
+        ``max_norm · (1 + u)``). No epsilon.
+
+    Raises
+    ------
+    NonFiniteGradientError, GradClipError
+        See ``clip``.
+
+    Notes
+    -----
+    Accumulated in float64 in a fixed order: the same bits on every backend, with every number of
+    threads, in every run. docs/numerics.md derives the bounds.
+
+    References
+    ----------
+    Pascanu, Mikolov, Bengio 2013, "On the difficulty of training recurrent neural networks",
+    https://arxiv.org/abs/1211.5063, algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np, gradclip_core as gc
+    >>> clipped, info = gc.clip_by_global_norm({"w": np.array([3.0, 4.0, 0.0, 0.0, -12.0])}, 10.0)
+    >>> clipped["w"].round(3)
+    array([ 2.308,  3.077,  0.   ,  0.   , -9.231])
+    >>> info.norm, info.clipped
+    (13.0, True)
+    """
+    return _new(grads, GlobalNorm(max_norm, ord), how, "clip_by_global_norm")
+
+
+def clip_by_global_norm_(grads: Any, max_norm: float, *, ord: float = 2, **how: Any) -> ClipInfo:
+    """``clip_by_global_norm``, in place; the gradients may mix frameworks and dtypes.
+
+    Examples
+    --------
+    >>> import numpy as np, gradclip_core as gc
+    >>> g = [np.array([3.0, 4.0], np.float32)]
+    >>> info = gc.clip_by_global_norm_(g, max_norm=1.0)
+    >>> info.norm, bool(np.linalg.norm(g[0]) <= 1)
+    (5.0, True)
+    """
+    return _in_place(grads, GlobalNorm(max_norm, ord), how, "clip_by_global_norm_")
+
+
+def clip_by_group_norm(
+    grads: Any, max_norm: float | Mapping[Any, float], *, groups: Groups, ord: float = 2, **how: Any
+) -> tuple[Any, ClipInfo]:
+    """Shrink each group of arrays so that its norm is at most its ``max_norm``.
+
+    Parameters
+    ----------
+    grads, **how : see ``clip``.
+    max_norm : one bound for all groups, or ``{group: bound}``.
+    groups : ``{group: [path, ...]}``, naming every path once, or a function from a path to its
+        group. A path is ``"encoder.layers.0.weight"``: the keys from the outside in.
+    ord : of the norms, 1 ≤ p ≤ inf.
+
+    Raises
+    ------
+    InvalidArgumentError
+        for a path that is unknown, in two groups or in none, or a group without a bound.
+
+    Examples
+    --------
+    >>> import numpy as np, gradclip_core as gc
+    >>> grads = {"body": np.array([3.0, 4.0]), "head": np.array([0.5])}
+    >>> clipped, info = gc.clip_by_group_norm(grads, {"a": 1.0, "b": 1.0}, groups={"a": ["body"], "b": ["head"]})
+    >>> clipped["head"]
+    array([0.5])
+    """
+    return _new(grads, GroupNorm(max_norm, groups, ord), how, "clip_by_group_norm")
+
+
+def clip_by_group_norm_(
+    grads: Any, max_norm: float | Mapping[Any, float], *, groups: Groups, ord: float = 2, **how: Any
+) -> ClipInfo:
+    """``clip_by_group_norm``, in place."""
+    return _in_place(grads, GroupNorm(max_norm, groups, ord), how, "clip_by_group_norm_")
+
+
+def clip_by_norm(grads: Any, max_norm: float, *, ord: float = 2, **how: Any) -> tuple[Any, ClipInfo]:
+    """Shrink each array on its own so that its norm is at most ``max_norm`` (per-parameter clipping).
+
+    ``g_i ← g_i · min(1, max_norm / ‖g_i‖)`` for each array i: the direction of each array is
+    kept, that of the whole gradient is not. See ``clip_by_global_norm`` for the parameters.
+
+    Examples
+    --------
+    >>> import numpy as np, gradclip_core as gc
+    >>> clipped, info = gc.clip_by_norm([np.array([3.0, 4.0]), np.array([0.5])], 1.0)
+    >>> clipped[0].round(6), clipped[1]
+    (array([0.6, 0.8]), array([0.5]))
+    """
+    return _new(grads, ArrayNorm(max_norm, ord), how, "clip_by_norm")
+
+
+def clip_by_norm_(grads: Any, max_norm: float, *, ord: float = 2, **how: Any) -> ClipInfo:
+    """``clip_by_norm``, in place."""
+    return _in_place(grads, ArrayNorm(max_norm, ord), how, "clip_by_norm_")
+
+
+def clip_by_value(grads: Any, limit: Limit, **how: Any) -> tuple[Any, ClipInfo]:
+    """Clamp every element to ``[low, high]``: the Euclidean projection on a box.
+
+    ``g_i ← min(max(g_i, low), high)``
+
+    Parameters
+    ----------
+    grads, **how : see ``clip``. Complex arrays have no order, and are an error.
+    limit : v ≥ 0 for ``[-v, v]``, or ``(low, high)``, one of which may be infinite; rounded to
+        nearest in each array's own dtype, as ``numpy.clip`` does.
+
+    Returns
+    -------
+    (clipped, info)
+        Norms in ``info`` are 2-norms. NaN stays NaN under ``nonfinite="propagate"``.
+
+    Examples
+    --------
+    >>> import numpy as np, gradclip_core as gc
+    >>> clipped, info = gc.clip_by_value(np.array([0.5, -7.0, 2.0]), 1.0)
+    >>> clipped
+    array([ 0.5, -1. ,  1. ])
+    """
+    return _new(grads, Value(limit), how, "clip_by_value")
+
+
+def clip_by_value_(grads: Any, limit: Limit, **how: Any) -> ClipInfo:
+    """``clip_by_value``, in place. Arrays without an element beyond the limit are not written."""
+    return _in_place(grads, Value(limit), how, "clip_by_value_")
+
+
+def adaptive_clip(
+    grads: Any, params: Any, clipping: float = 0.01, *, eps: float = 1e-3, axis: Axis, **how: Any
+) -> tuple[Any, ClipInfo]:
+    """Adaptive gradient clipping (AGC): each unit within ``clipping`` times its weights' norm.
+
+    ``g_u ← g_u · min(1, clipping · max(‖w_u‖, eps) / ‖g_u‖)`` for each unit u of each weight.
+
+    Parameters
+    ----------
+    grads, **how : see ``clip``.
+    params : the weights, in a container of the same structure (matched by path and shape; it may
+        have paths that ``grads`` has not). Only read. Any floating dtype.
+    clipping : the λ of the paper, > 0.
+    eps : the least weight norm, so that weights that start at zero train; > 0.
+    axis : the axes over which a unit extends. Libraries disagree, so there is no default:
+        ``"all_but_first"`` for weights stored output-first (PyTorch; what timm does),
+        ``"all_but_last"`` for output-last (JAX, Flax; what the paper's own code does); an int, a
+        tuple, None (the whole array), or a function ``(path, shape) -> `` any of these. Arrays
+        with at most one axis are one unit whatever ``axis`` says, as in the paper.
+
+    Raises
+    ------
+    InvalidArgumentError
+        for axes that an array has not, params that do not match, or that are not finite.
+
+    References
+    ----------
+    Brock, De, Smith, Simonyan 2021, https://arxiv.org/abs/2102.06171, equation 3.
+
+    Examples
+    --------
+    >>> import numpy as np, gradclip_core as gc
+    >>> w = np.array([[3.0, 4.0], [0.0, 0.0]])
+    >>> g = np.array([[6.0, 8.0], [3.0, 4.0]])
+    >>> clipped, info = gc.adaptive_clip(g, w, clipping=1.0, eps=1e-3, axis=1)
+    >>> np.linalg.norm(clipped, axis=1).round(6).tolist()
+    [5.0, 0.001]
+    """
+    return _new(grads, UnitNorm(params, clipping, eps, axis=axis), how, "adaptive_clip")
+
+
+def adaptive_clip_(
+    grads: Any, params: Any, clipping: float = 0.01, *, eps: float = 1e-3, axis: Axis, **how: Any
+) -> ClipInfo:
+    """``adaptive_clip``, in place."""
+    return _in_place(grads, UnitNorm(params, clipping, eps, axis=axis), how, "adaptive_clip_")
+
+
+def _new(grads: Any, rule: Rule, how: dict[str, Any], asked: str) -> tuple[Any, ClipInfo]:
+    outcome = run(grads, rule, _how(how), asked, "new")
+    return finish(outcome.cargo, outcome.arrays), outcome.info
+
+
+def _in_place(grads: Any, rule: Rule, how: dict[str, Any], asked: str) -> ClipInfo:
+    return run(grads, rule, _how(how), asked, "memory").info
+
+
+def _how(how: dict[str, Any]) -> How:
+    if unknown := sorted(set(how) - {"loss_scale", "nonfinite", "backend"}):
+        raise InvalidArgumentError(
+            f"{unknown[0]}={how[unknown[0]]!r}",
+            "there is no such argument",
+            "The common arguments are loss_scale, nonfinite and backend",
+        )
+    return How(**how)
+
+
+def _rule(asked: str, rule: Any) -> Rule:
+    if not isinstance(rule, Rule):
+        raise InvalidArgumentError(
+            f"{asked}, rule={rule!r}", f"a {type(rule).__name__} is no rule", "Pass one, such as GlobalNorm(1.0)"
+        )
+    return rule

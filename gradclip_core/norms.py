@@ -1,0 +1,125 @@
+"""From per-segment sums to norms: of each array, of each scope, of everything.
+
+A norm is kept as ``root · 2^exponent``, because the norm of finite float64 gradients can lie
+beyond float64's own range. The exponent is 0 for every other dtype and for all ordinary float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradclip_core.protocol import FLOAT64, FloatArray, IntArray, Measurements
+from gradclip_core.reference import tree_sum
+
+# Within these magnitudes the squares of up to 2^36 float64 elements neither overflow nor lose
+# bits that matter to subnormals; outside, the core measures again on x·2^-e (decision 0002).
+LEAST, MOST = 2.0**-400, 2.0**400
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Measurements, and how to read their sums: ``Σ terms·2^-exponent`` in units of ``unit``."""
+
+    found: Measurements
+    ord: float
+    exponents: IntArray
+    units: FloatArray
+
+    @property
+    def nonfinite(self) -> IntArray:
+        """Non-finite elements, per segment."""
+        return self.found.infs + self.found.nans
+
+
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """``root · 2^exponent``, elementwise."""
+
+    root: FloatArray
+    exponent: IntArray
+
+    def value(self, factor: float = 1.0) -> FloatArray:
+        """The norms times ``factor``, as float64; a finite norm beyond its range is its largest value."""
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            scaled = np.ldexp(self.root * factor, self.exponent)
+        return np.where(np.isposinf(scaled) & np.isfinite(self.root), FLOAT64.largest, scaled)
+
+
+def members(ids: IntArray, count: int) -> Iterable[IntArray]:
+    """For each of ``count`` scopes the segments in it, in the container's order."""
+    order = np.argsort(ids, kind="stable")
+    return np.split(order, np.searchsorted(ids[order], np.arange(1, count)))
+
+
+def scope_norms(measured: Measured, ids: IntArray, count: int) -> Norms:
+    """The norm of each scope; ``ids[segment]`` is the scope that a segment belongs to."""
+    if measured.ord == math.inf:
+        return _combine_largest(measured, ids, count)
+    if measured.ord in (1, 2):
+        return _combine_sums(measured, ids, count)
+    return _combine_powers(measured, ids, count)
+
+
+def _combine_sums(measured: Measured, ids: IntArray, count: int) -> Norms:
+    ord = int(measured.ord)
+    sums, exponents = measured.found.sums, np.zeros(count, np.int64)
+    alone = count == sums.size and bool(np.array_equal(ids, np.arange(count)))
+    if alone:
+        total, exponents = sums, measured.exponents
+    elif not measured.exponents.any():
+        total = np.array([tree_sum(sums[part]) for part in members(ids, count)])
+    else:
+        total = np.empty(count)
+        for scope, part in enumerate(members(ids, count)):
+            weighty = part[sums[part] > 0]
+            top = int(np.max(measured.exponents[weighty], initial=-(2**30))) if weighty.size else 0
+            with np.errstate(under="ignore"):
+                total[scope] = tree_sum(np.ldexp(sums[part], ord * (measured.exponents[part] - top)))
+            exponents[scope] = top
+    with np.errstate(invalid="ignore"):
+        return Norms(np.sqrt(total) if ord == 2 else total, exponents)
+
+
+def _per_segment(measured: Measured) -> FloatArray:
+    """Each segment's norm for ``ord`` inf or a general p, non-finite elements included."""
+    found = measured.found
+    powers = measured.units * found.sums ** (1.0 / measured.ord)
+    norms = found.largest if measured.ord == math.inf else powers
+    norms = np.where(found.infs > 0, math.inf, norms)
+    return np.where(found.nans > 0, math.nan, norms)
+
+
+def _combine_largest(measured: Measured, ids: IntArray, count: int) -> Norms:
+    root = np.zeros(count)
+    np.maximum.at(root, ids, _per_segment(measured))  # propagates NaN
+    return Norms(root, np.zeros(count, np.int64))
+
+
+def _combine_powers(measured: Measured, ids: IntArray, count: int) -> Norms:
+    norms, roots = _per_segment(measured), np.zeros(count)
+    exponents = np.zeros(count, np.int64)
+    for scope, part in enumerate(members(ids, count)):
+        top = float(np.max(norms[part], initial=0.0))
+        if top == 0 or not math.isfinite(top):
+            roots[scope] = top
+            continue
+        # root stays near 1, so that not even the sum of the largest finite norms overflows
+        fraction, exponents[scope] = math.frexp(top)
+        ratios = np.array([tree_sum((norms[part] / top) ** measured.ord)]) ** (1.0 / measured.ord)
+        roots[scope] = fraction * float(ratios[0])
+    return Norms(roots, exponents)
+
+
+def rescaling(found: Measurements, float64: np.ndarray, ord: float) -> IntArray | None:
+    """The exponents with which to measure again, or None where the first measurement stands."""
+    if ord not in (1, 2):
+        return None
+    outside = float64 & (found.largest > 0) & ((found.largest < LEAST) | (found.largest > MOST))
+    if not outside.any():
+        return None
+    _, exponent = np.frexp(found.largest)
+    return np.where(outside, exponent, 0).astype(np.int64)

@@ -1,0 +1,93 @@
+"""The two passes over gradient memory, as the core asks backends for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from gradclip_core import registry
+from gradclip_core.arrays.docked import Docked
+from gradclip_core.arrays.layout import Flat, flatten_memory
+from gradclip_core.norms import Measured, rescaling
+from gradclip_core.plan import Segments
+from gradclip_core.protocol import LEAVE, Actions, Backend, Buffer, FloatArray, Request, What
+
+Axes = Sequence[tuple[int, ...] | None]
+
+
+def choose(name: str | None, buffers: Sequence[Buffer] | Sequence[Docked]) -> tuple[Backend, dict[str, list[str]]]:
+    """The backend for this memory, and who was passed over."""
+    devices = frozenset(buffer.device for buffer in buffers) or frozenset({"cpu"})
+    return registry.select(name, Request(devices, frozenset(buffer.dtype.name for buffer in buffers)))
+
+
+def measure(
+    backend: Backend,
+    buffers: Sequence[Buffer],
+    ord: float,
+    *,
+    sanitize: bool = False,
+    bounds: tuple[FloatArray, FloatArray] | None = None,
+) -> Measured:
+    """One read pass; a second for a general ``ord``, and for float64 beyond the range of its squares."""
+    power = ord if ord in (1, 2) else 2.0
+    found = backend.measure(buffers, What(power, sanitize=sanitize, bounds=bounds))
+    exponents = np.zeros(found.sums.size, np.int64)
+    if ord not in (1, 2, math.inf):
+        units = found.largest
+        found = backend.measure(buffers, What(ord, units=units, sanitize=sanitize, bounds=bounds))
+        return Measured(found, ord, exponents, units)
+    again = rescaling(found, Segments.of(buffers).float64, ord)
+    if again is not None:
+        exponents = again
+        found = backend.measure(buffers, What(power, exponents=exponents, sanitize=sanitize, bounds=bounds))
+    return Measured(found, ord, exponents, np.ones(found.sums.size))
+
+
+def write_in_place(backend: Backend, arrays: Sequence[Docked], flats: Sequence[Flat], actions: Actions) -> None:
+    """Write the arrays over themselves; no pass is made where every segment is left as it is."""
+    if not (actions.op != LEAVE).any():
+        return
+    buffers = [flat.buffer for flat in flats]
+    backend.apply(buffers, buffers, actions)
+    written = []
+    start = 0
+    for docked, flat in zip(arrays, flats, strict=True):
+        stop = start + flat.buffer.rows
+        if (actions.op[start:stop] != LEAVE).any():
+            flat.unpack(docked)
+            written.append(docked)
+        start = stop
+    report_writes(written)
+
+
+def write_new(
+    backend: Backend,
+    arrays: Sequence[Docked],
+    targets: Sequence[Docked],
+    flats: Sequence[Flat],
+    axes: Axes,
+    actions: Actions,
+) -> None:
+    """Write into ``targets``; ``arrays`` stay as they are."""
+    sources: list[Flat] = []
+    sinks: list[Buffer] = []
+    for docked, target, flat, reduced in zip(arrays, targets, flats, axes, strict=True):
+        if flat.packed is None and (docked.strides == target.strides or docked.contiguous):
+            sources.append(flat)
+            sinks.append(flatten_memory(target, reduced).buffer)
+        else:
+            packed = flat if flat.packed is not None else flatten_memory(docked, reduced, pack=True)
+            sources.append(packed)
+            sinks.append(packed.buffer)
+    backend.apply([flat.buffer for flat in sources], sinks, actions)
+    for target, flat in zip(targets, sources, strict=True):
+        flat.unpack(target)
+
+
+def report_writes(written: Sequence[Docked]) -> None:
+    """Tell each framework which of its arrays were written."""
+    for door in {id(docked.door): docked.door for docked in written}.values():
+        door.after_write([docked for docked in written if docked.door is door])

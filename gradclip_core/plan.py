@@ -1,0 +1,193 @@
+"""Decide: a few numbers per segment in, a few factors per segment out.
+
+All that the library *means* is in this file: which threshold holds for whom, what is done about
+it, and what is done about values that are not finite. It never sees a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradclip_core.norms import Measured, scope_norms
+from gradclip_core.precision.factors import round_down_float32, shaved_limit, split
+from gradclip_core.protocol import (
+    BFLOAT16,
+    FLOAT64,
+    LEAVE,
+    SCALE,
+    ZERO,
+    Actions,
+    BoolArray,
+    Buffer,
+    DType,
+    FloatArray,
+    IntArray,
+)
+from gradclip_core.reference import narrow, widen
+
+
+@dataclass(frozen=True, slots=True)
+class Scopes:
+    """Who shares a threshold: ``ids[segment]`` is a scope, ``limits[scope]`` its max_norm."""
+
+    ids: IntArray
+    limits: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """What is known of the segments before they are measured."""
+
+    sizes: FloatArray
+    dtypes: list[DType]
+    float64: BoolArray
+
+    @classmethod
+    def of(cls, buffers: Sequence[Buffer]) -> Segments:
+        """The segments of these buffers."""
+        rows = [buffer.rows for buffer in buffers]
+        dtypes = [buffer.dtype for buffer in buffers for _ in range(buffer.rows)]
+        return cls(
+            np.repeat(np.array([float(buffer.length) for buffer in buffers]), rows),
+            dtypes,
+            np.repeat(np.array([buffer.dtype is FLOAT64 for buffer in buffers], np.bool_), rows),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do to each segment, and what comes of it."""
+
+    actions: Actions
+    clipped: bool
+    clipped_norm: float | None
+    """None: only measuring what was written can tell."""
+    one_factor: float | None
+    """The factor, where the whole decision is one factor on everything."""
+
+
+def decide_norms(measured: Measured, scopes: Scopes, segments: Segments, inverse: float, sanitize: bool) -> Decision:
+    """Radial clipping: scope by scope, ``factor = min(1, max_norm/norm) · inverse``."""
+    count = scopes.limits.size
+    norms = scope_norms(measured, scopes.ids, count)
+    narrow_scope = np.zeros(count, np.bool_)
+    np.logical_or.at(narrow_scope, scopes.ids, ~segments.float64)
+    sizes = np.zeros(count)
+    np.add.at(sizes, scopes.ids, segments.sizes)
+
+    with np.errstate(all="ignore"):
+        root = norms.root * inverse
+        # Compared in units of 2^exponent, where neither side can overflow.
+        over = root > np.ldexp(scopes.limits, -norms.exponent)
+        aim = shaved_limit(scopes.limits, sizes, measured.ord, ~narrow_scope)
+        c = np.maximum(np.ldexp(aim, -norms.exponent) / root, 0.0)
+        # Products with anything but a power of two are rounded, up to half an ulp upwards, so that
+        # a norm just below the threshold has to be shaved as well.
+        exact = math.frexp(inverse)[0] == 0.5
+        factor = np.where(over if exact else c < 1, c, 1.0) * inverse
+        factor = np.where(np.isnan(root), np.nan, factor)
+        factor = np.where(narrow_scope, round_down_float32(factor), factor)
+        after = scope_values(np.ldexp(norms.root * factor, norms.exponent), measured.ord)
+
+    multiplied_by_zero = (factor == 0) & np.isfinite(norms.root)
+    op = np.where(multiplied_by_zero, ZERO, np.where(factor == 1, LEAVE, SCALE)).astype(np.uint8)[scopes.ids]
+    if sanitize:
+        op = np.where((measured.nonfinite > 0) & (op == LEAVE), SCALE, op).astype(np.uint8)
+    clipped = bool(over.any()) or bool(np.isnan(root).any())
+    everything = scope_norms(measured, np.zeros_like(scopes.ids), 1).value(inverse)[0]
+    alike = bool((factor == factor[0]).all()) if count else True
+    poisoned = bool(measured.nonfinite.any())
+    return Decision(
+        actions_of(op, factor[scopes.ids], sanitize=sanitize),
+        clipped,
+        after if clipped else float(everything),
+        None if poisoned or not alike else (float(factor[0]) if count else inverse),
+    )
+
+
+def scope_values(norms: FloatArray, ord: float) -> float:
+    """One norm from those of disjoint scopes."""
+    top = float(np.max(norms, initial=0.0))
+    if norms.size == 1 or top == 0 or not math.isfinite(top) or ord == math.inf:
+        return float(norms[0]) if norms.size == 1 else top
+    return float(top * np.sum((norms / top) ** ord) ** (1.0 / ord))
+
+
+def stored_limits(limit: tuple[float, float], dtypes: Sequence[DType]) -> tuple[FloatArray, FloatArray]:
+    """The limits as each segment's dtype holds them, rounded to nearest as ``numpy.clip`` rounds them."""
+    table = {dtype: stored_values(limit, dtype) for dtype in set(dtypes)}
+    pairs = np.array([table[dtype] for dtype in dtypes]).reshape(-1, 2)
+    return pairs[:, 0].copy(), pairs[:, 1].copy()
+
+
+def stored_values(values: Sequence[float], dtype: DType) -> list[float]:
+    """``values`` rounded to a storage type."""
+    with np.errstate(over="ignore"):
+        wide = np.array(values, np.float64 if dtype is FLOAT64 else np.float32)
+        return (
+            [float(value) for value in widen(narrow(wide, dtype), dtype)]
+            if dtype is BFLOAT16
+            else [float(value) for value in np.array(values).astype(dtype.view)]
+        )
+
+
+def decide_value(
+    measured: Measured,
+    limit: tuple[float, float],
+    segments: Segments,
+    inverse: float,
+    sanitize: bool,
+) -> Decision:
+    """By value: clamp every element of the unscaled gradient to [low, high]."""
+    low, high = stored_limits(limit, segments.dtypes)
+    found = measured.found
+    with np.errstate(over="ignore"):
+        if limit[0] == -limit[1]:
+            infinite = found.infs > 0 if not sanitize else False
+            beyond = (found.largest * inverse > high) | (infinite & np.isfinite(high))
+        else:
+            beyond = found.outside > 0
+        factor = np.full(beyond.shape, inverse)
+        factor = np.where(segments.float64, factor, round_down_float32(factor))
+    touched = beyond | (factor != 1) | (sanitize & (measured.nonfinite > 0))
+    op = np.where(touched, SCALE, LEAVE).astype(np.uint8)
+    clipped = bool(beyond.any())
+    unclipped = scope_norms(measured, np.zeros(beyond.size, np.int64), 1).value(inverse)[0]
+    return Decision(
+        actions_of(op, factor, low, high, sanitize),
+        clipped,
+        None if clipped else float(unclipped),
+        None if clipped or measured.nonfinite.any() else inverse,
+    )
+
+
+def decide_zero(segments: Segments) -> Decision:
+    """Every element of every segment becomes 0, by assignment: 0 · NaN is NaN."""
+    count = segments.sizes.size
+    actions = actions_of(np.full(count, ZERO, np.uint8), np.zeros(count))
+    return Decision(actions, False, 0.0, None)
+
+
+def decide_nothing(segments: Segments) -> Decision:
+    """Every segment is left as it is, scaled or not."""
+    count = segments.sizes.size
+    return Decision(actions_of(np.full(count, LEAVE, np.uint8), np.ones(count)), False, None, None)
+
+
+def actions_of(
+    op: np.ndarray,
+    factor: FloatArray,
+    low: FloatArray | None = None,
+    high: FloatArray | None = None,
+    sanitize: bool = False,
+) -> Actions:
+    """The write pass that a decision asks for."""
+    coarse, fine = split(factor)
+    unbounded = np.full(factor.shape, math.inf)
+    return Actions(
+        op, factor, coarse, fine, -unbounded if low is None else low, unbounded if high is None else high, sanitize
+    )

@@ -1,0 +1,183 @@
+"""What a backend must do, and the few words that it shares with the core.
+
+A backend sees flat memory and per-segment numbers, nothing else: no containers, no strides, no
+rules, no policies. A *segment* is what gets a sum of its own: a whole array (``rows == 1``), or
+one row of it (unit-wise clipping). Everything per segment is a NumPy array with one entry per
+segment, the buffers' rows laid end to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+# The three things that can happen to a segment in the write pass.
+LEAVE, SCALE, ZERO = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """A storage type. ``view`` is the NumPy dtype its memory is looked at through."""
+
+    name: str
+    itemsize: int
+    view: np.dtype[Any]
+    largest: float
+    """The largest finite value."""
+    smallest: float
+    """The smallest positive value, a subnormal."""
+    roundoff: float
+    """Half an ulp of 1."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+FLOAT16 = DType("float16", 2, np.dtype(np.float16), 65504.0, 2.0**-24, 2.0**-11)
+# NumPy has no bfloat16 of its own; its memory is looked at as the 16 bits that it is.
+BFLOAT16 = DType("bfloat16", 2, np.dtype(np.uint16), 255.0 * 2.0**120, 2.0**-133, 2.0**-8)
+FLOAT32 = DType("float32", 4, np.dtype(np.float32), (2.0**24 - 1) * 2.0**104, 2.0**-149, 2.0**-24)
+FLOAT64 = DType("float64", 8, np.dtype(np.float64), float(np.finfo(np.float64).max), 5e-324, 2.0**-53)
+DTYPES = {dtype.name: dtype for dtype in (FLOAT16, BFLOAT16, FLOAT32, FLOAT64)}
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Dense memory: ``rows`` rows of ``length`` elements, end to end, starting at ``pointer``.
+
+    ``owner`` keeps the memory alive; a backend never looks at it.
+    """
+
+    pointer: int
+    length: int
+    dtype: DType
+    rows: int = 1
+    device: str = "cpu"
+    owner: object = None
+
+    def as_numpy(self) -> npt.NDArray[Any]:
+        """The memory as a writable ``(rows, length)`` view, without a copy. Host memory only."""
+        if self.length * self.rows == 0:
+            return np.empty((self.rows, self.length), self.dtype.view)
+        return host_view(self.pointer, (self.rows, self.length), self.dtype.view, self.owner)
+
+
+class _HostMemory:
+    """NumPy's own protocol for foreign memory."""
+
+    def __init__(self, interface: dict[str, Any], owner: object) -> None:
+        self.__array_interface__ = interface
+        self.owner = owner
+
+
+def host_view(
+    pointer: int,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    owner: object,
+    strides: tuple[int, ...] | None = None,
+) -> npt.NDArray[Any]:
+    """Host memory as a writable array that keeps ``owner`` alive. ``strides`` are in bytes."""
+    interface = {"data": (pointer, False), "shape": shape, "typestr": dtype.str, "strides": strides, "version": 3}
+    return np.asarray(_HostMemory(interface, owner))
+
+
+@dataclass(frozen=True, slots=True)
+class What:
+    """What ``measure`` is to sum over each segment.
+
+    ``power`` 2 asks for the sum of x², 1 for the sum of abs(x), and any other p for the sum of
+    (abs(x)/m)^p, where m is the segment's entry of ``units``. ``exponents`` (float64 only) asks
+    for the sums of x·2^-e. ``sanitize`` replaces NaN by 0 and ±inf by ± the largest finite value
+    before anything is summed. ``bounds``, a low and a high for each segment, asks how many elements
+    lie outside.
+    """
+
+    power: float = 2.0
+    exponents: IntArray | None = None
+    units: FloatArray | None = None
+    sanitize: bool = False
+    bounds: tuple[FloatArray, FloatArray] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """What one read pass brings back, an entry per segment.
+
+    Sums add, ``largest`` takes the maximum, counts add: measurements of shards can be merged.
+    ``largest`` is the largest *finite* magnitude, 0 where there is none. ``sums`` follow IEEE
+    arithmetic: infinite where an infinity, NaN where a NaN was summed. ``outside`` is zero
+    unless ``What.bounds`` asked for it.
+    """
+
+    sums: FloatArray
+    largest: FloatArray
+    infs: IntArray
+    nans: IntArray
+    outside: IntArray
+
+    @classmethod
+    def empty(cls, segments: int) -> Measurements:
+        """Zeros for ``segments`` segments, for a backend to fill in."""
+        counts = (np.zeros(segments, np.int64) for _ in range(3))
+        return cls(np.zeros(segments), np.zeros(segments), *counts)
+
+
+@dataclass(frozen=True, slots=True)
+class Actions:
+    """What ``apply`` is to do to each segment: ``y = clamp(x·factor, low, high)``.
+
+    ``op``: LEAVE (in place: touch nothing; out of place: copy), SCALE, or ZERO (assign +0).
+    float64 memory takes ``factor``; all other memory takes ``coarse`` and then ``fine``, two
+    float32 multipliers whose product is exactly ``factor``, and rounds to float32 after each.
+    ``low`` and ``high`` are values of the segment's own dtype, or infinite. NaN stays NaN.
+    ``sanitize``: as in ``What``, before the multiplication.
+    """
+
+    op: npt.NDArray[np.uint8]
+    factor: FloatArray
+    coarse: npt.NDArray[np.float32]
+    fine: npt.NDArray[np.float32]
+    low: FloatArray
+    high: FloatArray
+    sanitize: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a call needs of a backend, for ``not_supported_reasons``."""
+
+    devices: frozenset[str]
+    dtypes: frozenset[str]
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A backend serves one kind of memory. It never decides anything."""
+
+    name: str
+
+    def not_supported_reasons(self, request: Request) -> list[str]:
+        """Why this backend cannot serve the request, each a sentence. Empty: it can."""
+        ...
+
+    def measure(self, buffers: Sequence[Buffer], what: What) -> Measurements:
+        """One read pass."""
+        ...
+
+    def apply(self, buffers: Sequence[Buffer], out: Sequence[Buffer], actions: Actions) -> None:
+        """One write pass, from ``buffers`` to ``out``; ``out[i]`` may be the memory of ``buffers[i]``."""
+        ...
+
+
+def segments(buffers: Sequence[Buffer]) -> int:
+    """How many segments the buffers have together."""
+    return sum(buffer.rows for buffer in buffers)

@@ -1,0 +1,212 @@
+"""Rules as values: frozen, comparable, checked when they are made.
+
+A norm rule says who shares which threshold (``scopes``); ``plan.py`` does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradclip_core import validate
+from gradclip_core.errors import InvalidArgumentError
+from gradclip_core.plan import Scopes
+from gradclip_core.protocol import IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What a rule may know of the gradients: names and shapes, no values."""
+
+    paths: list[str]
+    shapes: list[tuple[int, ...]]
+
+
+class Rule:
+    """Base of all rules."""
+
+    __slots__ = ()
+
+    @property
+    def stages(self) -> tuple[Rule, ...]:
+        """The rules that are applied one after the other."""
+        return (self,)
+
+    @property
+    def order(self) -> float:
+        """The ``ord`` of the norms that are reported."""
+        return 2.0
+
+    def unit_axes(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The axes that a unit of this array extends over; None: the array is one segment."""
+        return None
+
+
+class NormRule(Rule):
+    """Base of the rules that shrink scopes to a norm."""
+
+    __slots__ = ()
+
+    def scopes(self, site: Site, rows: IntArray) -> Scopes:
+        """Who shares a threshold. ``rows`` holds the number of segments of each array."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalNorm(NormRule):
+    """All gradients together: ``g · min(1, max_norm / ‖g‖)``."""
+
+    max_norm: float
+    ord: float = 2
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "max_norm", validate.threshold("max_norm", self.max_norm))
+        object.__setattr__(self, "ord", validate.order(self.ord))
+
+    @property
+    def order(self) -> float:
+        """See ``Rule.order``."""
+        return self.ord
+
+    def scopes(self, site: Site, rows: IntArray) -> Scopes:
+        """One scope."""
+        return Scopes(np.zeros(rows.sum(), np.int64), np.array([self.max_norm]))
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayNorm(NormRule):
+    """Each array on its own: ``g_i · min(1, max_norm / ‖g_i‖)``."""
+
+    max_norm: float
+    ord: float = 2
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "max_norm", validate.threshold("max_norm", self.max_norm))
+        object.__setattr__(self, "ord", validate.order(self.ord))
+
+    @property
+    def order(self) -> float:
+        """See ``Rule.order``."""
+        return self.ord
+
+    def scopes(self, site: Site, rows: IntArray) -> Scopes:
+        """A scope for each array."""
+        return Scopes(np.repeat(np.arange(rows.size), rows), np.full(rows.size, self.max_norm))
+
+
+@dataclass(frozen=True, slots=True)
+class GroupNorm(NormRule):
+    """Each group of arrays on its own. See ``clip_by_group_norm``."""
+
+    max_norm: float | Mapping[Any, float]
+    groups: Mapping[Any, Sequence[str]] | Callable[[str], Any]
+    ord: float = 2
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "max_norm", validate.mapping_or_number("max_norm", self.max_norm))
+        object.__setattr__(self, "ord", validate.order(self.ord))
+        if not (callable(self.groups) or isinstance(self.groups, Mapping)):
+            raise InvalidArgumentError(
+                f"groups={self.groups!r}",
+                f"a {type(self.groups).__name__} names no groups",
+                "Pass {group: [path, ...]}, or a function from a path to its group",
+            )
+
+    @property
+    def order(self) -> float:
+        """See ``Rule.order``."""
+        return self.ord
+
+    def scopes(self, site: Site, rows: IntArray) -> Scopes:
+        """A scope for each group, in the order in which the gradients first name it."""
+        names = self._names(site.paths)
+        known: dict[Any, int] = {}
+        ids = np.array([known.setdefault(name, len(known)) for name in names], np.int64)
+        if isinstance(self.max_norm, Mapping):
+            self._check_limits(set(known))
+            limits = [self.max_norm[name] for name in known]
+        else:
+            limits = [self.max_norm] * len(known)
+        return Scopes(np.repeat(ids, rows), np.array(limits, np.float64))
+
+    def _names(self, paths: list[str]) -> list[Any]:
+        if not isinstance(self.groups, Mapping):
+            return [self.groups(path) for path in paths]
+        found: dict[str, Any] = {}
+        for group, members in self.groups.items():
+            for path in [members] if isinstance(members, str) else members:
+                if path in found:
+                    seen = f"'{path}' is in group {found[path]!r} and in group {group!r}"
+                    raise InvalidArgumentError("groups", seen, "Put each path into one group")
+                found[path] = group
+        if unknown := [path for path in found if path not in set(paths)]:
+            seen = f"there is no gradient at {', '.join(map(repr, unknown[:5]))}"
+            raise InvalidArgumentError("groups", seen, f"Paths here look like {', '.join(map(repr, paths[:5]))}")
+        if missing := [path for path in paths if path not in found]:
+            seen = f"{', '.join(map(repr, missing[:5]))} of the gradients are in no group"
+            raise InvalidArgumentError("groups", seen, "Name every path, or pass a function from a path to its group")
+        return [found[path] for path in paths]
+
+    def _check_limits(self, groups: set[Any]) -> None:
+        assert isinstance(self.max_norm, Mapping)
+        if missing := [group for group in groups if group not in self.max_norm]:
+            seen = f"there is no threshold for {', '.join(sorted(map(repr, missing)))}"
+            raise InvalidArgumentError("max_norm", seen, "Give one for every group, or one number for all")
+        declared = set(self.groups) if isinstance(self.groups, Mapping) else groups
+        if unknown := [group for group in self.max_norm if group not in declared]:
+            seen = f"there is no group {', '.join(sorted(map(repr, unknown)))}"
+            raise InvalidArgumentError("max_norm", seen, "Take it out, or put gradients into that group")
+
+
+@dataclass(frozen=True, slots=True)
+class Value(Rule):
+    """Element by element: ``min(max(g, low), high)``. ``limit`` v stands for (-v, v)."""
+
+    limit: float | tuple[float, float]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "limit", validate.interval(self.limit))
+
+
+class Chain(Rule):
+    """Rules one after the other: ``Chain(Value(1.0), GlobalNorm(1.0))``.
+
+    The loss scale and the non-finite policy belong to the first; each later rule measures what
+    the ones before it made.
+    """
+
+    __slots__ = ("rules",)
+
+    def __init__(self, *rules: Rule) -> None:
+        for rule in rules:
+            if not isinstance(rule, Rule):
+                raise InvalidArgumentError(
+                    f"Chain(..., {rule!r})",
+                    f"a {type(rule).__name__} is no rule",
+                    "Pass rules, such as GlobalNorm(1.0)",
+                )
+        if not rules:
+            raise InvalidArgumentError("Chain()", "it has no rules", "Pass at least one, such as GlobalNorm(1.0)")
+        self.rules = rules
+
+    @property
+    def stages(self) -> tuple[Rule, ...]:
+        """See ``Rule.stages``."""
+        return tuple(stage for rule in self.rules for stage in rule.stages)
+
+    @property
+    def order(self) -> float:
+        """The last rule's."""
+        return self.stages[-1].order
+
+    def __repr__(self) -> str:
+        return f"Chain({', '.join(map(repr, self.rules))})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Chain) and self.rules == other.rules
+
+    def __hash__(self) -> int:
+        return hash(self.rules)

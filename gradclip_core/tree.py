@@ -1,0 +1,210 @@
+"""Containers <-> a flat list of named leaves.
+
+Order is the container's own: a dict's insertion order, never sorted. ``None`` holds no leaf.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
+from typing import Any
+
+import numpy as np
+
+from gradclip_core.errors import ContainerError
+
+_CURE = "Pass a dict, list, tuple, namedtuple, dataclass, iterator or array of gradients, nested as you like"
+
+
+class Node:
+    """One container: its children, their names, and how to make it again from new children."""
+
+    __slots__ = ("children", "make", "names")
+
+    def __init__(self, names: Sequence[str], children: Sequence[Node | None], make: Callable[[list[Any]], Any]) -> None:
+        self.names = names
+        self.children = children
+        self.make = make
+
+
+_LEAF = Node((), (), lambda values: values)  # stands for "a leaf is here"; None stands for None
+
+
+class Tree:
+    """A container's structure, without its leaves."""
+
+    __slots__ = ("_paths", "root")
+
+    def __init__(self, root: Node | None) -> None:
+        self.root = root
+        self._paths: list[str] | None = None
+
+    @property
+    def paths(self) -> list[str]:
+        """Each leaf's path, such as ``"encoder.layers.0.weight"``; a bare array's is ``"0"``."""
+        if self._paths is None:
+            found = ["0"] if self.root is _LEAF else list(_paths(self.root, ""))
+            if len(set(found)) < len(found):
+                found = _numbered(found)
+            self._paths = found
+        return self._paths
+
+    def rebuild(self, leaves: Sequence[Any]) -> Any:
+        """The container again, of the same types, around other leaves."""
+        return _rebuild(self.root, iter(leaves))
+
+
+def flatten(container: Any) -> tuple[list[Any], Tree]:
+    """The leaves in order, and the structure that puts them back."""
+    leaves: list[Any] = []
+    try:
+        root = _walk(container, leaves)
+    except RecursionError:
+        raise ContainerError("the gradients' container", "it is nested too deeply, or contains itself", _CURE) from None
+    return leaves, Tree(root)
+
+
+def is_array(x: Any) -> bool:
+    """Whether ``x`` is a leaf in its own right. The dock decides whether it can be served."""
+    kind = type(x)
+    return hasattr(kind, "__dlpack__") or hasattr(kind, "__array_interface__") or isinstance(x, np.generic)
+
+
+def _walk(x: Any, leaves: list[Any]) -> Node | None:
+    if x is None:
+        return None
+    kind = type(x)
+    if kind is dict:
+        keys = list(x)
+        return _node(keys, x.values(), leaves, lambda values: dict(zip(keys, values, strict=True)))
+    if kind is list:
+        return _node(range(len(x)), x, leaves, list)
+    if kind is tuple:
+        return _node(range(len(x)), x, leaves, tuple)
+    if is_array(x):
+        leaves.append(x)
+        return _LEAF
+    return _walk_rare(x, leaves)
+
+
+def _walk_rare(x: Any, leaves: list[Any]) -> Node | None:
+    kind = type(x)
+    if isinstance(x, Mapping):
+        items = list(x.items())
+        keys = [key for key, _ in items]
+        return _node(keys, [value for _, value in items], leaves, _remake_mapping(x, keys))
+    if isinstance(x, tuple) and hasattr(x, "_fields"):
+        return _node(x._fields, x, leaves, lambda values: kind._make(values))
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        fields = [field.name for field in dataclasses.fields(x)]
+        return _node(fields, [getattr(x, name) for name in fields], leaves, _remake_dataclass(x, fields))
+    if registered := _registered_node(x):
+        children, make = registered
+        return _node(range(len(children)), children, leaves, make)
+    if isinstance(x, (list, tuple, deque)):
+        return _node(range(len(x)), x, leaves, lambda values: _remake_sequence(x, values))
+    if isinstance(x, Iterator):
+        values = _drain(x)
+        return _node(range(len(values)), values, leaves, list)
+    if isinstance(x, (KeysView, ValuesView)):
+        return _node(range(len(x)), list(x), leaves, list)
+    if isinstance(x, Iterable) and not isinstance(x, (str, bytes, bytearray, set, frozenset)):
+        values = list(x)
+        return _node(range(len(values)), values, leaves, list)
+    if isinstance(x, (set, frozenset)):
+        raise ContainerError("the gradients' container", "a set has no order to sum in", _CURE)
+    leaves.append(x)  # no container: the dock says what is wrong with it, and where it is
+    return _LEAF
+
+
+def _node(names: Iterable[Any], children: Iterable[Any], leaves: list[Any], make: Callable[[list[Any]], Any]) -> Node:
+    return Node([str(name) for name in names], [_walk(child, leaves) for child in children], make)
+
+
+def _drain(iterator: Iterator[Any]) -> list[Any]:
+    if inspect.isgenerator(iterator) and inspect.getgeneratorstate(iterator) == inspect.GEN_CLOSED:
+        seen = "the generator is exhausted: something has read it before"
+        raise ContainerError("the gradients' container", seen, "Make it anew, or pass a list")
+    values = list(iterator)
+    if not values and not inspect.isgenerator(iterator):
+        seen = f"the {type(iterator).__name__} yields nothing: something may have read it before"
+        raise ContainerError("the gradients' container", seen, "Make it anew, or pass a list (which may be empty)")
+    return values
+
+
+def _remake_mapping(x: Mapping[Any, Any], keys: list[Any]) -> Callable[[list[Any]], Any]:
+    def make(values: list[Any]) -> Any:
+        items = dict(zip(keys, values, strict=True))
+        if isinstance(x, defaultdict):
+            return type(x)(x.default_factory, items)
+        try:
+            return type(x)(items)  # type: ignore[call-arg]
+        except TypeError as error:
+            seen = f"a {type(x).__name__} cannot be made again from a dict ({error})"
+            raise ContainerError("the gradients' container", seen, "Pass dict(...) of it") from error
+
+    return make
+
+
+def _remake_dataclass(x: Any, fields: list[str]) -> Callable[[list[Any]], Any]:
+    def make(values: list[Any]) -> Any:
+        # Not dataclasses.replace: __post_init__ has run on x already, and may not be idempotent.
+        new = object.__new__(type(x))
+        for name, value in getattr(x, "__dict__", {}).items():
+            object.__setattr__(new, name, value)
+        for name, value in zip(fields, values, strict=True):
+            object.__setattr__(new, name, value)
+        return new
+
+    return make
+
+
+def _remake_sequence(x: Any, values: list[Any]) -> Any:
+    return deque(values, x.maxlen) if isinstance(x, deque) else type(x)(values)
+
+
+def _registered_node(x: Any) -> tuple[list[Any], Callable[[list[Any]], Any]] | None:
+    """A node that JAX or torch was told about, through their own tree utilities, if imported."""
+    if jax := sys.modules.get("jax"):
+        one_level = jax.tree_util.default_registry.flatten_one_level(x)
+        if one_level is not None:
+            children, _ = one_level
+            structure = jax.tree_util.tree_structure(x, is_leaf=lambda y: y is not x)
+            return list(children), lambda values: jax.tree_util.tree_unflatten(structure, values)
+    if pytree := sys.modules.get("torch.utils._pytree"):
+        definition = pytree.SUPPORTED_NODES.get(type(x))
+        if definition is not None:
+            children, context = definition.flatten_fn(x)
+            return list(children), lambda values: definition.unflatten_fn(values, context)
+    return None
+
+
+def _paths(node: Node | None, prefix: str) -> Iterator[str]:
+    if node is None:
+        return
+    for name, child in zip(node.names, node.children, strict=True):
+        if child is _LEAF:
+            yield prefix + name
+        else:
+            yield from _paths(child, f"{prefix}{name}.")
+
+
+def _numbered(paths: list[str]) -> list[str]:
+    """Distinct paths where keys collide as strings (``{1: a, "1": b}``)."""
+    seen: dict[str, int] = {}
+    distinct = []
+    for path in paths:
+        seen[path] = seen.get(path, 0) + 1
+        distinct.append(path if seen[path] == 1 else f"{path}#{seen[path]}")
+    return distinct
+
+
+def _rebuild(node: Node | None, leaves: Iterator[Any]) -> Any:
+    if node is None:
+        return None
+    if node is _LEAF:
+        return next(leaves)
+    return node.make([_rebuild(child, leaves) for child in node.children])

@@ -1,0 +1,114 @@
+"""Adaptive gradient clipping (AGC): the L2 ball at scope ``unit``, its radius the weight's norm.
+
+Brock et al. 2021, "High-Performance Large-Scale Image Recognition Without Normalization",
+https://arxiv.org/abs/2102.06171, equation 3. What a *unit* of a weight is differs from library to
+library, so ``axis`` has no default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gradclip_core import validate
+from gradclip_core.arrays.dock import Cargo, unload
+from gradclip_core.arrays.layout import flatten_memory
+from gradclip_core.errors import InvalidArgumentError
+from gradclip_core.norms import scope_norms
+from gradclip_core.passes import choose, measure
+from gradclip_core.plan import Scopes
+from gradclip_core.protocol import FloatArray, IntArray
+from gradclip_core.rules import NormRule, Site
+
+Axis = int | tuple[int, ...] | str | None | Callable[[str, tuple[int, ...]], int | tuple[int, ...] | None]
+
+_CURE = (
+    "Pass the axes to reduce over: 'all_but_first' (weights stored output-first: PyTorch, timm), 'all_but_last' "
+    "(output-last: JAX, Flax, optax), an int, a tuple, None (the whole array is the unit), or a function (path, shape) "
+    "-> any of these"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class UnitNorm(NormRule):
+    """Each unit within ``clipping`` times the norm of its weights. See ``adaptive_clip``."""
+
+    params: Any = field(repr=False, compare=False)
+    clipping: float = 0.01
+    eps: float = 1e-3
+    axis: Axis = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "clipping", validate.positive("clipping", self.clipping))
+        object.__setattr__(self, "eps", validate.positive("eps", self.eps))
+        if isinstance(self.axis, str) and self.axis not in ("all_but_first", "all_but_last"):
+            raise InvalidArgumentError(f"axis={self.axis!r}", "it names no layout", _CURE)
+
+    def unit_axes(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """See ``Rule.unit_axes``. Biases and gains (at most one axis) are one unit, as in the paper."""
+        axis = self.axis(path, shape) if callable(self.axis) else self.axis
+        ndim = len(shape)
+        if axis is None or ndim <= 1:
+            return None
+        if axis == "all_but_first":
+            return tuple(range(1, ndim))
+        if axis == "all_but_last":
+            return tuple(range(ndim - 1))
+        axes = axis if isinstance(axis, tuple) else (axis,)
+        try:
+            reduced = {int(a) % ndim if -ndim <= int(a) < ndim else None for a in axes}
+        except (TypeError, ValueError) as error:
+            raise InvalidArgumentError(f"axis={axis!r}", str(error), _CURE) from error
+        if None in reduced or len(reduced) < len(axes):
+            seen = f"array '{path}' has shape {shape}, which has no such axes"
+            raise InvalidArgumentError(f"axis={axis!r}", seen, _CURE)
+        return tuple(sorted(a for a in reduced if a is not None))
+
+    def scopes(self, site: Site, rows: IntArray) -> Scopes:
+        """A scope for each unit."""
+        return Scopes(np.arange(rows.sum()), self._limits(site))
+
+    def _limits(self, site: Site) -> FloatArray:
+        """``clipping · max(‖w_unit‖, eps)``: the eps lets weights that start at zero train."""
+        params = unload(self.params, "adaptive_clip, params", clips=False)
+        wanted = self._match(params, site)
+        flats = [
+            flatten_memory(params.arrays[i], self.unit_axes(path, params.arrays[i].shape))
+            for i, path in zip(wanted, site.paths, strict=True)
+        ]
+        buffers = [flat.buffer for flat in flats]
+        backend, _ = choose(None, buffers)
+        measured = measure(backend, buffers, 2.0)
+        if measured.nonfinite.any():
+            segment = int(np.flatnonzero(measured.nonfinite)[0])
+            array = int(np.searchsorted(np.cumsum([buffer.rows for buffer in buffers]), segment, side="right"))
+            raise InvalidArgumentError(
+                f"adaptive_clip, params '{site.paths[array]}'",
+                "it holds infinities or NaNs, so it gives no threshold",
+                "Restore the weights from the last good checkpoint",
+            )
+        count = measured.found.sums.size
+        norms = scope_norms(measured, np.arange(count), count).value()
+        return np.minimum(self.clipping * np.maximum(norms, self.eps), np.finfo(np.float64).max)
+
+    @staticmethod
+    def _match(params: Cargo, site: Site) -> list[int]:
+        by_path = dict(zip(params.tree.paths, params.index, strict=True))
+        for path, shape in zip(site.paths, site.shapes, strict=True):
+            if path not in by_path:
+                raise InvalidArgumentError(
+                    f"adaptive_clip, gradient '{path}'",
+                    f"there is no parameter at that path; there are {', '.join(map(repr, list(by_path)[:5]))}",
+                    "Pass params in a container of the same structure as grads",
+                )
+            found = params.arrays[by_path[path]].shape
+            if found != shape:
+                raise InvalidArgumentError(
+                    f"adaptive_clip, gradient '{path}'",
+                    f"its shape is {shape}, its parameter's {found}",
+                    "Pass params in a container of the same structure as grads",
+                )
+        return [by_path[path] for path in site.paths]

@@ -1,0 +1,110 @@
+"""The arguments that all functions share, checked once, with the sentence for each mistake."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gradclip_core.errors import InvalidArgumentError
+from gradclip_core.precision.nonfinite import POLICIES
+
+
+def number(name: str, value: Any, cure: str) -> float:
+    """``value`` as a float; anything that holds exactly one real number will do."""
+    if isinstance(value, (bool, str, bytes)) or value is None:
+        raise InvalidArgumentError(f"{name}={value!r}", f"a {type(value).__name__} is no number", cure)
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        seen = f"a {type(value).__name__} cannot be read as one number ({error})"
+        raise InvalidArgumentError(f"{name}={value!r}", seen, cure) from error
+
+
+def threshold(name: str, value: Any) -> float:
+    """A norm's bound: finite and not negative. 0 is allowed, and gives zeros."""
+    cure = "Pass a finite number > 0 (0 sets every gradient to zero)"
+    bound = number(name, value, cure)
+    if math.isnan(bound):
+        raise InvalidArgumentError(f"{name}={value!r}", "it is NaN, and no gradient is within NaN", cure)
+    if bound < 0:
+        raise InvalidArgumentError(f"{name}={value!r}", "a negative bound would flip the sign of every gradient", cure)
+    if math.isinf(bound):
+        seen = "an infinite bound clips nothing"
+        raise InvalidArgumentError(f"{name}={value!r}", seen, f"{cure}; to measure only, call global_norm")
+    return bound + 0.0  # -0.0 is 0
+
+
+def positive(name: str, value: Any) -> float:
+    """Finite and > 0."""
+    cure = "Pass a finite number > 0"
+    checked = number(name, value, cure)
+    if not (math.isfinite(checked) and checked > 0):
+        raise InvalidArgumentError(f"{name}={value!r}", "it is not finite and > 0", cure)
+    return checked
+
+
+def order(value: Any) -> float:
+    """The ``ord`` of a norm: 1 ≤ p ≤ inf."""
+    cure = "Pass 1, 2, math.inf, or any p >= 1"
+    ord = number("ord", value, cure)
+    if not ord >= 1:
+        raise InvalidArgumentError(f"ord={value!r}", "below 1 there is no norm (the triangle inequality fails)", cure)
+    return ord
+
+
+def interval(limit: Any) -> tuple[float, float]:
+    """``limit`` v as (-v, v), or (low, high) as it is."""
+    cure = "Pass a finite v >= 0 for [-v, v], or (low, high) with low <= high"
+    if not (isinstance(limit, (tuple, list)) and len(limit) == 2):
+        if isinstance(limit, (tuple, list)):
+            raise InvalidArgumentError(f"limit={limit!r}", f"it has {len(limit)} entries", cure)
+        bound = threshold("limit", limit)
+        return -bound, bound
+    low, high = number("limit[0]", limit[0], cure), number("limit[1]", limit[1], cure)
+    if math.isnan(low) or math.isnan(high) or low > high:
+        raise InvalidArgumentError(f"limit={limit!r}", "low is not <= high", cure)
+    if low == math.inf or high == -math.inf or (low, high) == (-math.inf, math.inf):
+        raise InvalidArgumentError(f"limit={limit!r}", "no finite number is left, or none is cut off", cure)
+    return low, high
+
+
+def mapping_or_number(name: str, value: Any) -> float | dict[Any, float]:
+    """One threshold, or one for each group."""
+    if isinstance(value, Mapping):
+        return {group: threshold(f"{name}[{group!r}]", bound) for group, bound in value.items()}
+    return threshold(name, value)
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """What every function takes by keyword: ``loss_scale``, ``nonfinite``, ``backend``."""
+
+    loss_scale: Any = 1.0
+    nonfinite: str = "raise"
+    backend: str | None = None
+
+    def __post_init__(self) -> None:
+        scale = positive("loss_scale", self.loss_scale)
+        # 1/loss_scale has to be a normal float64, or unscaling would lose bits.
+        if not 2.0**-1022 <= scale <= 2.0**1022:
+            raise InvalidArgumentError(
+                f"loss_scale={self.loss_scale!r}",
+                "its reciprocal is no normal float64",
+                "Pass the scale that the loss was multiplied with",
+            )
+        object.__setattr__(self, "loss_scale", scale)
+        if self.nonfinite not in POLICIES:
+            raise InvalidArgumentError(
+                f"nonfinite={self.nonfinite!r}", "there is no such policy", f"Pass one of {', '.join(POLICIES)}"
+            )
+        if self.backend is not None and not isinstance(self.backend, str):
+            raise InvalidArgumentError(
+                f"backend={self.backend!r}", "it is no name", "Pass a name from the registry, or None"
+            )
+
+    @property
+    def inverse_scale(self) -> float:
+        """What unscales: 1/loss_scale."""
+        return 1.0 / float(self.loss_scale)
