@@ -25,6 +25,7 @@ from gradclip_core.plan import (
     decide_zero,
     stored_limits,
 )
+from gradclip_core.precision.environment import keeps_subnormals
 from gradclip_core.precision.nonfinite import refuse
 from gradclip_core.protocol import Actions, Backend, FloatArray, IntArray
 from gradclip_core.rules import NormRule, Rule, Site, Value
@@ -73,6 +74,7 @@ class _Decided:
     skipped: bool
 
 
+@keeps_subnormals
 def run(grads: Any, rule: Rule, how: How, asked: str, target: Target) -> Outcome:
     """Measure, decide, and write to ``target``: nowhere, over the gradients, or into new arrays."""
     cargo = unload(grads, asked, in_place=target == "memory")
@@ -124,6 +126,7 @@ class Structure:
         return cls(leaves, cargo.index)
 
 
+@keeps_subnormals
 def replay(backend_name: str, grads: Any, steps: Sequence[Step], like: Structure, asked: str, target: Target) -> Any:
     """Write decided steps to gradients of the same structure. Returns the new container, if any."""
     cargo = unload(grads, asked, in_place=target == "memory")

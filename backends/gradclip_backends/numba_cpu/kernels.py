@@ -140,7 +140,7 @@ def measure_careful(
         if abs(v) < math.inf:
             largest = max(largest, abs(v))
         if exponent != 0:
-            v = math.ldexp(v, -exponent)
+            v = math.ldexp(v, -int(exponent))
         if power == 2.0:
             lanes[i % LANES] += v * v
         elif power == 1.0:

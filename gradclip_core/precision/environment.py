@@ -1,0 +1,65 @@
+"""The processor's floating-point mode: subnormals are kept, also where the caller flushes them.
+
+``torch.set_flush_denormal(True)``, or a library built with ``-ffast-math``, makes a thread treat
+subnormal numbers as zeros. Norms would then depend on the thread that computes them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from gradclip_core.errors import BackendError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_smallest = 5e-324
+_ENVIRONMENT_BYTES = 256  # fenv_t is 32 bytes on x86-64 and 8 on AArch64
+_DEFAULT = ctypes.c_void_p(-1)  # FE_DFL_ENV of glibc and musl
+
+
+def flushes_subnormals() -> bool:
+    """Whether this thread takes the smallest float64 for zero. Costs some 30 ns."""
+    return _smallest * 1.0 == 0.0
+
+
+def keeps_subnormals(function: Function) -> Function:
+    """Run ``function`` with IEEE arithmetic; the thread's mode is put back afterwards."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not flushes_subnormals():
+            return function(*args, **kwargs)
+        saved = ctypes.create_string_buffer(_ENVIRONMENT_BYTES)
+        libm = _libm()
+        libm.fegetenv(saved)
+        try:
+            libm.fesetenv(_DEFAULT)
+            if flushes_subnormals():
+                raise _refusal("and the C library does not turn that off")
+            return function(*args, **kwargs)
+        finally:
+            libm.fesetenv(saved)
+
+    return run  # type: ignore[return-value]
+
+
+def _libm() -> Any:
+    for name in ("libm.so.6", None):
+        try:
+            libm = ctypes.CDLL(name)
+            libm.fegetenv, libm.fesetenv  # noqa: B018  # a missing symbol is an AttributeError
+        except (OSError, AttributeError):
+            continue
+        return libm
+    raise _refusal("and there is no fesetenv to turn that off with")
+
+
+def _refusal(what: str) -> BackendError:
+    return BackendError(
+        "this thread's floating-point mode",
+        f"it flushes subnormal numbers to zero, {what}",
+        "Call torch.set_flush_denormal(False), or clip in a thread that was started before",
+    )

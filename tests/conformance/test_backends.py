@@ -1,0 +1,39 @@
+"""Every backend of ours, held to the reference by the public suite."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from gradclip_core import protocol, registry, testing
+
+WITHOUT_JIT = os.environ.get("NUMBA_DISABLE_JIT") == "1"
+HOST = protocol.Request(frozenset({"cpu"}), frozenset(protocol.DTYPES))
+
+
+@pytest.mark.parametrize("name", sorted(registry.BACKENDS))
+@pytest.mark.parametrize("dtype", protocol.DTYPES)
+def test_conformance(name: str, dtype: str) -> None:
+    """All checks of one dtype; without the JIT those that plain Python gets through in time."""
+    if name == "numba_cpu":
+        pytest.importorskip("numba")
+    assert registry.reasons_against(name, HOST) == []
+    backend = registry.load(name)
+    slow = WITHOUT_JIT and name == "numba_cpu"
+    ran = 0
+    for number, check in enumerate(testing.checks(backend, dtypes=[dtype], thorough=not slow)):
+        if slow and number % 7:
+            continue
+        check.run()
+        ran += 1
+    assert ran > (30 if slow else 250)
+
+
+@pytest.mark.parametrize("name", sorted(registry.BACKENDS))
+def test_conformance_of_mixed_tables(name: str) -> None:
+    if name == "numba_cpu":
+        pytest.importorskip("numba")
+    for check in testing.checks(registry.load(name), thorough=False):
+        if "-table" in check.topic:
+            check.run()
