@@ -1,0 +1,1 @@
+"""Benchmarks: ``python -m benchmarks``. Figures are medians, peers interleaved in one run."""

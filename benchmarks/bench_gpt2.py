@@ -1,0 +1,63 @@
+"""Clip the gradients of a GPT-2 124M on the CPU, against ``torch.nn.utils.clip_grad_norm_``."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import gradclip_core as gc
+from benchmarks.harness import ReadLimit, append, interleaved
+from benchmarks.shapes import gpt2
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def run(repeats: int = 21, threads: int = 2) -> None:
+    """Time, print, and append to ``results/gpt2.csv``."""
+    import torch
+
+    torch.set_num_threads(threads)
+    rows = []
+    for dtype in DTYPES:
+        params = [torch.nn.Parameter(torch.empty(shape, dtype=getattr(torch, dtype))) for shape in gpt2()]
+        for param in params:
+            param.grad = (torch.randn(param.shape) * 1e-4).to(param.dtype)
+        stored = sum(param.nbytes for param in params)
+        seconds = interleaved(calls(torch, params, stored, threads), repeats)
+        for name, times in seconds.items():
+            peer = seconds.get(name.replace("ours", "torch"), times)
+            low, middle, high = (1e3 * q for q in np.quantile(times, [0.25, 0.5, 0.75]))
+            rows.append(
+                {
+                    "torch": torch.__version__,
+                    "dtype": dtype,
+                    "threads": threads,
+                    "what": name,
+                    "ms_q25": f"{low:.2f}",
+                    "ms_median": f"{middle:.2f}",
+                    "ms_q75": f"{high:.2f}",
+                    "gradient_GB_per_s": f"{stored / middle / 1e6:.1f}",
+                    "times_torch": f"{np.median(peer / times):.2f}",
+                }
+            )
+            shown = "{dtype:9} {what:17} {ms_median:>8} ms {gradient_GB_per_s:>6} GB/s of gradient {times_torch:>6} x"
+            print(shown.format(**rows[-1]))
+    print(f"appended to {append('gpt2', rows)}")
+
+
+def calls(torch: Any, params: list[Any], stored: int, threads: int) -> dict[str, Callable[[], object]]:
+    """What is timed, in turn."""
+    grads = [param.grad for param in params]
+    norm = gc.global_norm(grads)
+    # Each clipped step gets a bound 1 % under the last, so that each has the same work to do.
+    shrinking = (norm * 0.99**step for step in itertools.count(1))
+    return {
+        "read limit": ReadLimit(stored, threads),
+        "ours, unclipped": lambda: gc.clip_by_global_norm_(grads, 2 * norm),
+        "torch, unclipped": lambda: torch.nn.utils.clip_grad_norm_(params, 2 * norm),
+        "ours, clipped": lambda: gc.clip_by_global_norm_(grads, next(shrinking)),
+        "torch, clipped": lambda: torch.nn.utils.clip_grad_norm_(params, next(shrinking)),
+    }
