@@ -164,8 +164,8 @@ def clip_by_global_norm(grads: Any, max_norm: float, *, ord: float = 2, **how: A
     (clipped, info)
         At or under the threshold ``clipped`` equals ``grads`` bit for bit. Above it, every
         element is multiplied by the same factor, rounded so that ``‖clipped‖ ≤ max_norm`` holds
-        exactly for float32 (for float64: up to the error of the norm itself; for 16-bit types:
-        ``max_norm · (1 + u)``). No epsilon.
+        in exact arithmetic for float32 and float64 (``ord`` 1, 2, inf), and ``max_norm · (1 + u)``
+        for 16-bit types, u their unit roundoff. No epsilon.
 
     Raises
     ------

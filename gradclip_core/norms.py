@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradclip_core.protocol import FLOAT64, FloatArray, IntArray, Measurements
-from gradclip_core.reference import tree_sum
+from gradclip_core.protocol import FLOAT64, BoolArray, FloatArray, IntArray, Measurements
+from gradclip_core.reference import tree_sum, tree_sum_carried, two_product
 
 # Within these magnitudes the squares of up to 2^36 float64 elements neither overflow nor lose
 # bits that matter to subnormals; outside, the core measures again on x·2^-e (decision 0002).
@@ -28,6 +28,8 @@ class Measured:
     ord: float
     exponents: IntArray
     units: FloatArray
+    carried: bool = False
+    """Whether the sums' carries were measured."""
 
     @property
     def nonfinite(self) -> IntArray:
@@ -41,6 +43,8 @@ class Norms:
 
     root: FloatArray
     exponent: IntArray
+    rest: FloatArray
+    """What ``root`` is short of: ``root + rest`` is the exact root but for 2^-90. Zero unless carried."""
 
     def value(self, factor: float = 1.0) -> FloatArray:
         """The norms times ``factor``, as float64; a finite norm beyond its range is its largest value."""
@@ -66,22 +70,32 @@ def scope_norms(measured: Measured, ids: IntArray, count: int) -> Norms:
 
 def _combine_sums(measured: Measured, ids: IntArray, count: int) -> Norms:
     ord = int(measured.ord)
-    sums, exponents = measured.found.sums, np.zeros(count, np.int64)
+    sums, carries, exponents = measured.found.sums, measured.found.carries, np.zeros(count, np.int64)
     alone = count == sums.size and bool(np.array_equal(ids, np.arange(count)))
     if alone:
-        total, exponents = sums, measured.exponents
-    elif not measured.exponents.any():
-        total = np.array([tree_sum(sums[part]) for part in members(ids, count)])
+        total, carry, exponents = sums, carries, measured.exponents
     else:
-        total = np.empty(count)
+        total, carry = np.empty(count), np.zeros(count)
         for scope, part in enumerate(members(ids, count)):
-            weighty = part[sums[part] > 0]
-            top = int(np.max(measured.exponents[weighty], initial=-(2**30))) if weighty.size else 0
-            with np.errstate(under="ignore"):
-                total[scope] = tree_sum(np.ldexp(sums[part], ord * (measured.exponents[part] - top)))
-            exponents[scope] = top
-    with np.errstate(invalid="ignore"):
-        return Norms(np.sqrt(total) if ord == 2 else total, exponents)
+            s, c = sums[part], carries[part]
+            if measured.exponents.any():
+                weighty = part[s > 0]
+                top = int(np.max(measured.exponents[weighty])) if weighty.size else 0
+                exponents[scope] = top
+                with np.errstate(under="ignore"):
+                    s, c = (np.ldexp(v, ord * (measured.exponents[part] - top)) for v in (s, c))
+            if c.any():
+                total[scope], carry[scope] = tree_sum_carried(s, c)
+            else:
+                total[scope] = tree_sum(s)
+    if ord == 1:
+        return Norms(total, exponents, carry)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        root = np.sqrt(total)
+        square, lost = two_product(root, root)
+        # One Newton step from root towards the root of total + carry.
+        rest = np.where(root > 0, (((total - square) - lost) + carry) / (2 * root), 0.0)
+    return Norms(root, exponents, rest if measured.carried else np.zeros(count))
 
 
 def _per_segment(measured: Measured) -> FloatArray:
@@ -96,7 +110,7 @@ def _per_segment(measured: Measured) -> FloatArray:
 def _combine_largest(measured: Measured, ids: IntArray, count: int) -> Norms:
     root = np.zeros(count)
     np.maximum.at(root, ids, _per_segment(measured))  # propagates NaN
-    return Norms(root, np.zeros(count, np.int64))
+    return Norms(root, np.zeros(count, np.int64), np.zeros(count))
 
 
 def _combine_powers(measured: Measured, ids: IntArray, count: int) -> Norms:
@@ -111,10 +125,10 @@ def _combine_powers(measured: Measured, ids: IntArray, count: int) -> Norms:
         fraction, exponents[scope] = math.frexp(top)
         ratios = np.array([tree_sum((norms[part] / top) ** measured.ord)]) ** (1.0 / measured.ord)
         roots[scope] = fraction * float(ratios[0])
-    return Norms(roots, exponents)
+    return Norms(roots, exponents, np.zeros(count))
 
 
-def rescaling(found: Measurements, float64: np.ndarray, ord: float) -> IntArray | None:
+def rescaling(found: Measurements, float64: BoolArray, ord: float) -> IntArray | None:
     """The exponents with which to measure again, or None where the first measurement stands."""
     if ord not in (1, 2):
         return None

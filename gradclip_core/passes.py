@@ -46,6 +46,13 @@ def measure(
     return Measured(found, ord, exponents, np.ones(found.sums.size))
 
 
+def measure_carries(backend: Backend, buffers: Sequence[Buffer], measured: Measured, *, sanitize: bool) -> Measured:
+    """One more read pass, for what rounding took from the sums of float64 arrays."""
+    what = What(measured.ord, exponents=measured.exponents, sanitize=sanitize, carry=True)
+    found = backend.measure(buffers, what)
+    return Measured(found, measured.ord, measured.exponents, measured.units, carried=True)
+
+
 def write_in_place(backend: Backend, arrays: Sequence[Docked], flats: Sequence[Flat], actions: Actions) -> None:
     """Write the arrays over themselves; no pass is made where every segment is left as it is."""
     if not (actions.op != LEAVE).any():

@@ -14,7 +14,7 @@ from gradclip_core.arrays.layout import Flat, flatten_memory
 from gradclip_core.errors import GradClipError, UnsupportedArrayError
 from gradclip_core.info import ClipInfo
 from gradclip_core.norms import Measured, scope_norms
-from gradclip_core.passes import Axes, choose, measure, write_in_place, write_new
+from gradclip_core.passes import Axes, choose, measure, measure_carries, write_in_place, write_new
 from gradclip_core.plan import (
     Decision,
     Scopes,
@@ -23,6 +23,7 @@ from gradclip_core.plan import (
     decide_nothing,
     decide_value,
     decide_zero,
+    needs_carries,
     stored_limits,
 )
 from gradclip_core.precision.environment import keeps_subnormals
@@ -207,6 +208,8 @@ def _decide(backend: Backend, cargo: Cargo, stage: _Stage, flats: Sequence[Flat]
         decision = decide_value(measured, limit, segments, stage.inverse, sanitize)
     else:
         assert stage.scopes is not None
+        if needs_carries(measured, stage.scopes, segments, stage.inverse):
+            measured = measure_carries(backend, buffers, measured, sanitize=sanitize)
         decision = decide_norms(measured, stage.scopes, segments, stage.inverse, sanitize)
     return _Decided(stage, measured, decision, rows, False)
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradclip_core.norms import Measured, scope_norms
-from gradclip_core.precision.factors import round_down_float32, shaved_limit, split
+from gradclip_core.norms import Measured, Norms, scope_norms
+from gradclip_core.precision.factors import aim_float32, aim_float64, round_down_float32, split
 from gradclip_core.protocol import (
     BFLOAT16,
     FLOAT64,
@@ -70,43 +70,70 @@ class Decision:
     """The factor, where the whole decision is one factor on everything."""
 
 
+def needs_carries(measured: Measured, scopes: Scopes, segments: Segments, inverse: float) -> bool:
+    """Whether a scope of float64 memory alone is over its limit, by the rounded sums.
+
+    Only the carries can tell by how much, to the last bit; such steps take one more read pass.
+    """
+    if measured.ord not in (1, 2) or not segments.float64.any():
+        return False
+    norms = scope_norms(measured, scopes.ids, scopes.limits.size)
+    return bool((_over(norms, scopes, inverse) & ~_narrow(scopes, segments)).any())
+
+
 def decide_norms(measured: Measured, scopes: Scopes, segments: Segments, inverse: float, sanitize: bool) -> Decision:
     """Radial clipping: scope by scope, ``factor = min(1, max_norm/norm) · inverse``."""
-    count = scopes.limits.size
-    norms = scope_norms(measured, scopes.ids, count)
-    narrow_scope = np.zeros(count, np.bool_)
-    np.logical_or.at(narrow_scope, scopes.ids, ~segments.float64)
+    count, ids = scopes.limits.size, scopes.ids
+    norms = scope_norms(measured, ids, count)
+    narrow_scope = _narrow(scopes, segments)
     sizes = np.zeros(count)
-    np.add.at(sizes, scopes.ids, segments.sizes)
+    np.add.at(sizes, ids, segments.sizes)
+    over = _over(norms, scopes, inverse)
 
     with np.errstate(all="ignore"):
-        root = norms.root * inverse
-        # Compared in units of 2^exponent, where neither side can overflow.
-        over = root > np.ldexp(scopes.limits, -norms.exponent)
-        aim = shaved_limit(scopes.limits, sizes, measured.ord, ~narrow_scope)
-        c = np.maximum(np.ldexp(aim, -norms.exponent) / root, 0.0)
+        aim = aim_float32(scopes.limits, norms, sizes, measured.ord)
+        if not narrow_scope.all():
+            aim = np.where(narrow_scope, aim, aim_float64(scopes.limits, norms, sizes, measured.ord))
         # Products with anything but a power of two are rounded, up to half an ulp upwards, so that
         # a norm just below the threshold has to be shaved as well.
         exact = math.frexp(inverse)[0] == 0.5
-        factor = np.where(over if exact else c < 1, c, 1.0) * inverse
-        factor = np.where(np.isnan(root), np.nan, factor)
+        factor = np.where(over if exact else aim < inverse, np.minimum(aim, inverse), inverse)
+        factor = np.where(np.isnan(norms.root), np.nan, factor)
         factor = np.where(narrow_scope, round_down_float32(factor), factor)
         after = scope_values(np.ldexp(norms.root * factor, norms.exponent), measured.ord)
 
     multiplied_by_zero = (factor == 0) & np.isfinite(norms.root)
-    op = np.where(multiplied_by_zero, ZERO, np.where(factor == 1, LEAVE, SCALE)).astype(np.uint8)[scopes.ids]
+    op = np.where(multiplied_by_zero, ZERO, np.where(factor == 1, LEAVE, SCALE)).astype(np.uint8)[ids]
     if sanitize:
         op = np.where((measured.nonfinite > 0) & (op == LEAVE), SCALE, op).astype(np.uint8)
-    clipped = bool(over.any()) or bool(np.isnan(root).any())
-    everything = scope_norms(measured, np.zeros_like(scopes.ids), 1).value(inverse)[0]
+    clipped = bool(over.any()) or bool(np.isnan(norms.root).any())
+    everything = scope_norms(measured, np.zeros_like(ids), 1).value(inverse)[0]
     alike = bool((factor == factor[0]).all()) if count else True
     poisoned = bool(measured.nonfinite.any())
     return Decision(
-        actions_of(op, factor[scopes.ids], sanitize=sanitize),
+        actions_of(op, factor[ids], sanitize=sanitize),
         clipped,
-        after if clipped else float(everything),
+        after if clipped else float(everything) if count != 1 else min(float(everything), float(scopes.limits[0])),
         None if poisoned or not alike else (float(factor[0]) if count else inverse),
     )
+
+
+def _narrow(scopes: Scopes, segments: Segments) -> BoolArray:
+    """The scopes in which memory other than float64 takes part: they have a float32 factor."""
+    narrow_scope = np.zeros(scopes.limits.size, np.bool_)
+    np.logical_or.at(narrow_scope, scopes.ids, ~segments.float64)
+    return narrow_scope
+
+
+def _over(norms: Norms, scopes: Scopes, inverse: float) -> BoolArray:
+    """The scopes whose norm is over their limit, compared in units of 2^exponent: no side overflows."""
+    with np.errstate(all="ignore"):
+        limits = np.ldexp(scopes.limits, -norms.exponent)
+        root = norms.root * inverse
+        over: BoolArray = root > limits
+        # The rounded norm is over; the carries may know that the norm itself is not.
+        margin = root - limits
+        return over & ~((norms.rest < 0) & (margin + norms.rest * inverse <= 0))
 
 
 def scope_values(norms: FloatArray, ord: float) -> float:

@@ -97,7 +97,8 @@ class What:
     ``power`` 2 asks for the sum of x², 1 for the sum of abs(x), and any other p for the sum of
     (abs(x)/m)^p, where m is the segment's entry of ``units``. ``exponents`` (float64 only) asks
     for the sums of x·2^-e. ``sanitize`` replaces NaN by 0 and ±inf by ± the largest finite value
-    before anything is summed. ``bounds``, a low and a high for each segment, asks how many elements
+    before anything is summed. ``carry`` (float64, power 1 or 2) asks for what rounding took from
+    the sums. ``bounds``, a low and a high for each segment, asks how many elements
     lie outside.
     """
 
@@ -105,6 +106,7 @@ class What:
     exponents: IntArray | None = None
     units: FloatArray | None = None
     sanitize: bool = False
+    carry: bool = False
     bounds: tuple[FloatArray, FloatArray] | None = None
 
 
@@ -114,8 +116,8 @@ class Measurements:
 
     Sums add, ``largest`` takes the maximum, counts add: measurements of shards can be merged.
     ``largest`` is the largest *finite* magnitude, 0 where there is none. ``sums`` follow IEEE
-    arithmetic: infinite where an infinity, NaN where a NaN was summed. ``outside`` is zero
-    unless ``What.bounds`` asked for it.
+    arithmetic: infinite where an infinity, NaN where a NaN was summed. ``carries`` and ``outside``
+    are zero unless ``What`` asked for them; ``sums + carries`` is the exact sum but for 2^-90.
     """
 
     sums: FloatArray
@@ -123,12 +125,13 @@ class Measurements:
     infs: IntArray
     nans: IntArray
     outside: IntArray
+    carries: FloatArray
 
     @classmethod
     def empty(cls, segments: int) -> Measurements:
         """Zeros for ``segments`` segments, for a backend to fill in."""
-        counts = (np.zeros(segments, np.int64) for _ in range(3))
-        return cls(np.zeros(segments), np.zeros(segments), *counts)
+        infs, nans, outside = (np.zeros(segments, np.int64) for _ in range(3))
+        return cls(np.zeros(segments), np.zeros(segments), infs, nans, outside, np.zeros(segments))
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,64 @@ def tree_sum(v: FloatArray) -> float:
                 return float(v[0])
 
 
+# ---- the sum, with what rounding takes from it ---------------------------------------------------
+# For float64, whose squares and sums are rounded. The same tree, over pairs (sum, carry).
+
+
+def two_sum(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """``a + b`` rounded, and what rounding took from it, exactly (Knuth, TAOCP 2, 4.2.2 theorem B)."""
+    s = a + b
+    t = s - a
+    return s, (a - (s - t)) + (b - t)
+
+
+def two_product(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """``a · b`` rounded, and what rounding took from it, exactly (Dekker 1971), without fused operations."""
+    p = a * b
+    a_high, a_low = _halves(a)
+    b_high, b_low = _halves(b)
+    return p, ((a_high * b_high - p) + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+def _halves(a: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Two numbers of 26 bits whose sum is ``a`` (Veltkamp's splitting)."""
+    t = a * 134217729.0  # 2^27 + 1
+    high = t - (t - a)
+    return high, a - high
+
+
+def add_pairs(a: tuple[FloatArray, FloatArray], b: tuple[FloatArray, FloatArray]) -> tuple[FloatArray, FloatArray]:
+    """The sum of two (sum, carry) pairs. The first component is what plain addition gives."""
+    s, error = two_sum(a[0], b[0])
+    return s, (a[1] + b[1]) + error
+
+
+def block_sums_carried(v: FloatArray, carry: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """``block_sums``, with a carry for each element and each block."""
+    blocks = max(1, -(-v.size // BLOCK))
+    padded = np.zeros((2, blocks * BLOCK))
+    padded[0, : v.size], padded[1, : v.size] = v, carry
+    rows = padded.reshape(2, blocks, ROWS, LANES)
+    lanes = rows[0, :, 0], rows[1, :, 0]
+    for r in range(1, ROWS):
+        lanes = add_pairs(lanes, (rows[0, :, r], rows[1, :, r]))
+    width = LANES // 2
+    while width:
+        left = lanes[0][:, :width], lanes[1][:, :width]
+        right = lanes[0][:, width : 2 * width], lanes[1][:, width : 2 * width]
+        lanes = add_pairs(left, right)
+        width //= 2
+    return lanes[0][:, 0], lanes[1][:, 0]
+
+
+def tree_sum_carried(v: FloatArray, carry: FloatArray) -> tuple[float, float]:
+    """``tree_sum``, and the carry of the whole."""
+    while True:
+        v, carry = block_sums_carried(v, carry)
+        if v.size == 1:
+            return float(v[0]), float(carry[0])
+
+
 # ---- the storage types --------------------------------------------------------------------------
 
 
@@ -104,11 +162,18 @@ def terms(x: npt.NDArray[Any], power: float, exponent: int, unit: float) -> Floa
     return magnitudes if power == 1 else (magnitudes / unit) ** power
 
 
+def lost_in_squaring(x: FloatArray, power: float, exponent: int) -> FloatArray:
+    """What rounding took from each of the ``terms``: from the squares; magnitudes are exact."""
+    v = np.ldexp(x, -exponent) if exponent else x
+    return two_product(v, v)[1] if power == 2 else np.zeros_like(v)
+
+
 def measure_segment(x: npt.NDArray[Any], dtype: DType, what: What, segment: int, found: Measurements) -> None:
     """Fill in one segment's entry of ``found``."""
     exponent = 0 if what.exponents is None else int(what.exponents[segment])
     unit = 1.0 if what.units is None else float(what.units[segment]) or 1.0
-    sums = []
+    carried = what.carry and dtype is FLOAT64
+    sums, carries = [], []
     for start in range(0, x.size, _CHUNK):
         v = widen(x[start : start + _CHUNK], dtype)
         found.infs[segment] += np.count_nonzero(np.isinf(v))
@@ -120,10 +185,14 @@ def measure_segment(x: npt.NDArray[Any], dtype: DType, what: What, segment: int,
             v = sanitized(v, dtype)
         largest = float(np.max(np.abs(v), initial=0.0, where=np.isfinite(v)))
         found.largest[segment] = max(found.largest[segment], largest)
-        sums.append(block_sums(terms(v, what.power, exponent, unit)))
+        summands = terms(v, what.power, exponent, unit)
+        sums.append(block_sums(summands))
+        if carried:
+            carries.append(block_sums_carried(summands, lost_in_squaring(v, what.power, exponent))[1])
     if sums:
-        level = np.concatenate(sums)
-        found.sums[segment] = level[0] if level.size == 1 else tree_sum(level)
+        found.sums[segment] = tree_sum(np.concatenate(sums))
+    if carries:
+        found.carries[segment] = tree_sum_carried(np.concatenate(sums), np.concatenate(carries))[1]
 
 
 # ---- apply --------------------------------------------------------------------------------------

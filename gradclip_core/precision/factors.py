@@ -8,25 +8,48 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from gradclip_core.protocol import BoolArray, FloatArray
+from gradclip_core.norms import Norms
+from gradclip_core.protocol import FloatArray
+from gradclip_core.reference import two_product, two_sum
 
-# How much smaller than max_norm the ideal clipped norm is made, so that the rounding of the norm,
-# of the factor and of every product cannot carry the result over it. Float32 and 16-bit memory is
-# multiplied in float32: half a float32 ulp for the product, the rest for the norm's own error
-# (2^-46; 1e-12 for a general ord). Float64: three ulps.
+# How much smaller than max_norm the ideal clipped norm is made, relatively, so that the rounding of
+# the norm, of the factor and of every product cannot carry the result over it. Float32 and 16-bit
+# memory is multiplied in float32: half a float32 ulp for the product, the rest for the norm's own
+# error (2^-46; 1e-12 for a general ord). Float64 memory: half a float64 ulp for the product, half an ulp
+# so that the norm of the result is within the bound as commonly computed too, the rest for what is
+# left of the norm's error once the carries are known.
 SHAVE_FLOAT32 = 2.0**-24 + 2.0**-38
-SHAVE_FLOAT64 = 6 * 2.0**-53
+SHAVE_FLOAT64 = 2.0**-52 + 2.0**-80
+# A general ord is known to 1e-12 alone, whatever the dtype.
+SHAVE_GENERAL = 2.0**-38
 # A product that lands among the subnormals is off by up to this much, whatever its size.
 SUBNORMAL_FLOAT32 = 2.0**-149
 SUBNORMAL_FLOAT64 = 5e-324
 _SMALLEST_NORMAL_FLOAT32 = 2.0**-126
 
 
-def shaved_limit(max_norm: FloatArray, sizes: FloatArray, ord: float, float64_only: BoolArray) -> FloatArray:
-    """The norm to aim at so that the rounded result stays within ``max_norm``. May be negative."""
-    relative = np.where(float64_only, SHAVE_FLOAT64, SHAVE_FLOAT32)
-    absolute = np.where(float64_only, SUBNORMAL_FLOAT64, SUBNORMAL_FLOAT32) * sizes ** (1.0 / ord)
-    return max_norm * (1.0 - relative) - absolute
+def aim_float32(max_norm: FloatArray, norms: Norms, sizes: FloatArray, ord: float) -> FloatArray:
+    """The ideal factor, shaved, where float32 and 16-bit memory takes part. Not yet rounded."""
+    limit = max_norm * (1.0 - SHAVE_FLOAT32) - SUBNORMAL_FLOAT32 * sizes ** (1.0 / ord)
+    return np.maximum(np.ldexp(limit, -norms.exponent) / norms.root, 0.0)
+
+
+def aim_float64(max_norm: FloatArray, norms: Norms, sizes: FloatArray, ord: float) -> FloatArray:
+    """The factor for scopes of float64 memory alone, shaved and rounded down.
+
+    The quotient ``max_norm / (root + rest)`` is carried to twice the precision of float64, so
+    that no rounding but that of the products has to be provided for.
+    """
+    limit = np.ldexp(max_norm - SUBNORMAL_FLOAT64 * sizes ** (1.0 / ord), -norms.exponent)
+    shave = SHAVE_FLOAT64 if ord in (1, 2, np.inf) else SHAVE_GENERAL
+    quotient = limit / norms.root
+    product, lost = two_product(quotient, norms.root)
+    rest = (((limit - product) - lost) - quotient * norms.rest) / norms.root
+    factor, error = two_sum(quotient, rest - quotient * shave)
+    factor = np.where(error < 0, np.nextafter(factor, 0.0), factor)
+    # Where the errors themselves would underflow, a few ulps are given away instead.
+    tiny = np.minimum(limit, quotient) < 2.0**-900
+    return np.maximum(np.where(tiny, quotient * (1.0 - 2.0**-50), factor), 0.0)
 
 
 def round_down_float32(factor: FloatArray) -> FloatArray:

@@ -113,7 +113,7 @@ class _Suite:
             what = What(2.0, bounds=(low, high))
             yield self._measure_check("bounds", dtype, f"{bounds[0]}..{bounds[1]}", x, what)
         if dtype is FLOAT64:
-            yield from self._exponent_checks()
+            yield from self._float64_checks()
         if self.thorough:
             yield Check(f"repeatable/{dtype}/16-runs", lambda: self._repeatable(dtype))
             if dtype.name == "float16":
@@ -122,11 +122,15 @@ class _Suite:
         yield Check(f"shifted/{dtype}/1..9", lambda: self._shifted(dtype))
         yield Check(f"measure-writes-nothing/{dtype}", lambda: self._measure_writes(dtype))
 
-    def _exponent_checks(self) -> Iterator[Check]:
+    def _float64_checks(self) -> Iterator[Check]:
+        for case, x in cases.finite(FLOAT64, deep=self.thorough):
+            for power in (1.0, 2.0):
+                what = What(power, carry=True)
+                yield self._measure_check("carries", FLOAT64, f"{case}-power-{power:g}", x, what)
         for exponent in (-1073, -600, 500, 1024):
             x = np.ldexp(cases.random(FLOAT64, 4500, salt=7), min(exponent, 1020))
             for power in (1.0, 2.0):
-                what = What(power, exponents=np.array([exponent]))
+                what = What(power, exponents=np.array([exponent]), carry=True)
                 yield self._measure_check("exponents", FLOAT64, f"{exponent}-power-{power:g}", x, what)
 
     def _measure_check(self, topic: str, dtype: DType, case: str, x: Stored, what: What) -> Check:
@@ -268,7 +272,7 @@ def _actions(
 
 
 def _compare(found: Measurements, expected: Measurements, exact: bool = True) -> None:
-    for field in ("sums", "largest", "infs", "nans", "outside"):
+    for field in ("sums", "largest", "infs", "nans", "outside", "carries"):
         got, wanted = np.asarray(getattr(found, field)), getattr(expected, field)
         if got.shape != wanted.shape:
             raise ConformanceError(f"{field} has shape {got.shape}, not {wanted.shape}")

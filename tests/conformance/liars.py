@@ -225,6 +225,15 @@ class ExponentsIgnored(Loopback):
         return super().measure(buffers, dataclasses.replace(what, exponents=None))
 
 
+class CarriesOff(Loopback):
+    """One ulp off in what rounding took from a sum."""
+
+    def measure(self, buffers: Sequence[Buffer], what: What) -> Measurements:
+        found = super().measure(buffers, what)
+        found.carries[:] = found.carries * (1 + 2.0**-52)
+        return found
+
+
 class NotRepeatable(Loopback):
     """Every fifth large sum is another's."""
 
@@ -266,6 +275,7 @@ LIARS: dict[type[Loopback], set[str]] = {
     RowsTakenTogether: {"measure-table"},
     CountsTheBound: {"measure-bounds"},
     ExponentsIgnored: {"measure-exponents"},
+    CarriesOff: {"measure-carries"},
     NotRepeatable: {"repeatable"},
     SaysYesToAll: {"supports"},
 }

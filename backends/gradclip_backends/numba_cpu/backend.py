@@ -19,6 +19,7 @@ from gradclip_core.protocol import (
     Actions,
     Buffer,
     DType,
+    FloatArray,
     IntArray,
     Measurements,
     Request,
@@ -118,10 +119,28 @@ class NumbaCpuBackend:
                 pool.run(work, table.blocks, table.bytes)
             out_sums, out_found = np.zeros(count), np.zeros((count, 4))
             kernels.finish_segments(table.first, sums, found, out_sums, out_found)
+            if what.carry and dtype is FLOAT64:
+                total.carries[index] = self._carries(table, what, exponents, sums)
         total.sums[index] = out_sums
         total.largest[index] = out_found[:, 0]
         for field, counts in enumerate((total.infs, total.nans, total.outside), start=1):
             counts[index] = out_found[:, field].astype(np.int64)
+
+    @staticmethod
+    def _carries(table: _Table, what: What, exponents: IntArray, sums: FloatArray) -> FloatArray:
+        """What rounding took from each segment's sum; a pass of its own, over what is clipped alone."""
+        tag, of_blocks, out = TAGS[FLOAT64], np.empty(table.blocks), np.zeros(table.index.size)
+
+        def work(start: int, stop: int) -> None:
+            kernels.carry_range(
+                tag, FLOAT64.itemsize, FLOAT64.largest, table.pointers, table.lengths, table.first,
+                float(what.power), exponents, what.sanitize, start, stop, of_blocks,
+            )  # fmt: skip
+
+        if table.blocks:
+            pool.run(work, table.blocks, table.bytes)
+        kernels.finish_carries(table.first, sums, of_blocks, out)
+        return out
 
     def apply(self, buffers: Sequence[Buffer], out: Sequence[Buffer], actions: Actions) -> None:
         """See ``Backend.apply``."""
