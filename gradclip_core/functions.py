@@ -19,7 +19,7 @@ from gradclip_core.norms import scope_norms
 from gradclip_core.passes import choose, measure
 from gradclip_core.pipeline import finish, refuse_complex, run
 from gradclip_core.planned import Plan
-from gradclip_core.precision.environment import keeps_subnormals
+from gradclip_core.precision.environment import ieee_arithmetic
 from gradclip_core.rules import ArrayNorm, GlobalNorm, GroupNorm, Rule, Value
 from gradclip_core.unitwise import Axis, UnitNorm
 from gradclip_core.validate import How
@@ -28,7 +28,7 @@ Groups = Mapping[Any, Sequence[str]] | Callable[[str], Any]
 Limit = float | tuple[float, float]
 
 
-@keeps_subnormals
+@ieee_arithmetic
 def global_norm(grads: Any, ord: float = 2, *, backend: str | None = None) -> float:
     """The norm of all arrays together, as if they were one long vector.
 

@@ -28,6 +28,8 @@ class Measured:
     ord: float
     exponents: IntArray
     units: FloatArray
+    sanitized: bool = False
+    """Whether NaN was summed as 0 and infinities as the largest finite value."""
     carried: bool = False
     """Whether the sums' carries were measured."""
 
@@ -48,7 +50,7 @@ class Norms:
 
     def value(self, factor: float = 1.0) -> FloatArray:
         """The norms times ``factor``, as float64; a finite norm beyond its range is its largest value."""
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             scaled = np.ldexp(self.root * factor, self.exponent)
         return np.where(np.isposinf(scaled) & np.isfinite(self.root), FLOAT64.largest, scaled)
 
@@ -56,7 +58,7 @@ class Norms:
 def members(ids: IntArray, count: int) -> Iterable[IntArray]:
     """For each of ``count`` scopes the segments in it, in the container's order."""
     order = np.argsort(ids, kind="stable")
-    return np.split(order, np.searchsorted(ids[order], np.arange(1, count)))
+    return np.split(order, np.searchsorted(ids[order], np.arange(1, count))) if count else []
 
 
 def scope_norms(measured: Measured, ids: IntArray, count: int) -> Norms:
@@ -82,19 +84,17 @@ def _combine_sums(measured: Measured, ids: IntArray, count: int) -> Norms:
                 weighty = part[s > 0]
                 top = int(np.max(measured.exponents[weighty])) if weighty.size else 0
                 exponents[scope] = top
-                with np.errstate(under="ignore"):
-                    s, c = (np.ldexp(v, ord * (measured.exponents[part] - top)) for v in (s, c))
+                s, c = (np.ldexp(v, ord * (measured.exponents[part] - top)) for v in (s, c))
             if c.any():
                 total[scope], carry[scope] = tree_sum_carried(s, c)
             else:
                 total[scope] = tree_sum(s)
     if ord == 1:
         return Norms(total, exponents, carry)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        root = np.sqrt(total)
-        square, lost = two_product(root, root)
-        # One Newton step from root towards the root of total + carry.
-        rest = np.where(root > 0, (((total - square) - lost) + carry) / (2 * root), 0.0)
+    root = np.sqrt(total)
+    square, lost = two_product(root, root)
+    # One Newton step from root towards the root of total + carry.
+    rest = np.where(root > 0, (((total - square) - lost) + carry) / (2 * root), 0.0)
     return Norms(root, exponents, rest if measured.carried else np.zeros(count))
 
 
@@ -103,6 +103,8 @@ def _per_segment(measured: Measured) -> FloatArray:
     found = measured.found
     powers = measured.units * found.sums ** (1.0 / measured.ord)
     norms = found.largest if measured.ord == math.inf else powers
+    if measured.sanitized:
+        return norms
     norms = np.where(found.infs > 0, math.inf, norms)
     return np.where(found.nans > 0, math.nan, norms)
 

@@ -38,19 +38,19 @@ def measure(
     if ord not in (1, 2, math.inf):
         units = found.largest
         found = backend.measure(buffers, What(ord, units=units, sanitize=sanitize, bounds=bounds))
-        return Measured(found, ord, exponents, units)
+        return Measured(found, ord, exponents, units, sanitize)
     again = rescaling(found, Segments.of(buffers).float64, ord)
     if again is not None:
         exponents = again
         found = backend.measure(buffers, What(power, exponents=exponents, sanitize=sanitize, bounds=bounds))
-    return Measured(found, ord, exponents, np.ones(found.sums.size))
+    return Measured(found, ord, exponents, np.ones(found.sums.size), sanitize)
 
 
 def measure_carries(backend: Backend, buffers: Sequence[Buffer], measured: Measured, *, sanitize: bool) -> Measured:
     """One more read pass, for what rounding took from the sums of float64 arrays."""
     what = What(measured.ord, exponents=measured.exponents, sanitize=sanitize, carry=True)
     found = backend.measure(buffers, what)
-    return Measured(found, measured.ord, measured.exponents, measured.units, carried=True)
+    return Measured(found, measured.ord, measured.exponents, measured.units, sanitize, carried=True)
 
 
 def write_in_place(backend: Backend, arrays: Sequence[Docked], flats: Sequence[Flat], actions: Actions) -> None:

@@ -26,7 +26,7 @@ from gradclip_core.plan import (
     needs_carries,
     stored_limits,
 )
-from gradclip_core.precision.environment import keeps_subnormals
+from gradclip_core.precision.environment import ieee_arithmetic
 from gradclip_core.precision.nonfinite import refuse
 from gradclip_core.protocol import Actions, Backend, FloatArray, IntArray
 from gradclip_core.rules import NormRule, Rule, Site, Value
@@ -75,7 +75,7 @@ class _Decided:
     skipped: bool
 
 
-@keeps_subnormals
+@ieee_arithmetic
 def run(grads: Any, rule: Rule, how: How, asked: str, target: Target) -> Outcome:
     """Measure, decide, and write to ``target``: nowhere, over the gradients, or into new arrays."""
     cargo = unload(grads, asked, in_place=target == "memory")
@@ -127,7 +127,7 @@ class Structure:
         return cls(leaves, cargo.index)
 
 
-@keeps_subnormals
+@ieee_arithmetic
 def replay(backend_name: str, grads: Any, steps: Sequence[Step], like: Structure, asked: str, target: Target) -> Any:
     """Write decided steps to gradients of the same structure. Returns the new container, if any."""
     cargo = unload(grads, asked, in_place=target == "memory")
@@ -223,8 +223,7 @@ def _bounds(stage: _Stage, segments: Segments) -> tuple[FloatArray, FloatArray] 
     if limit[0] == -limit[1]:
         return None
     low, high = stored_limits(limit, segments.dtypes)
-    with np.errstate(over="ignore"):
-        return low / stage.inverse, high / stage.inverse
+    return low / stage.inverse, high / stage.inverse
 
 
 def _norm(backend: Backend, arrays: Sequence[Docked], ord: float) -> float:
@@ -248,9 +247,11 @@ def _report(
     def by_path(values: Sequence[float]) -> dict[str, float]:
         return {path: float(values[i]) for i, path in zip(cargo.index, cargo.tree.paths, strict=True)}
 
+    @ieee_arithmetic
     def norms() -> dict[str, float]:
         return by_path(list(scope_norms(first.measured, ids, first.rows.size).value(inverse)))
 
+    @ieee_arithmetic
     def factors() -> FloatArray:
         product = np.ones(len(cargo.arrays))
         for here in decided:

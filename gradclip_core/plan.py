@@ -1,7 +1,8 @@
 """Decide: a few numbers per segment in, a few factors per segment out.
 
 All that the library *means* is in this file: which threshold holds for whom, what is done about
-it, and what is done about values that are not finite. It never sees a gradient.
+it, and what is done about values that are not finite. It never sees a gradient. NaN and infinity
+are data here: the pipeline runs it with IEEE arithmetic and NumPy's warnings off.
 """
 
 from __future__ import annotations
@@ -90,17 +91,16 @@ def decide_norms(measured: Measured, scopes: Scopes, segments: Segments, inverse
     np.add.at(sizes, ids, segments.sizes)
     over = _over(norms, scopes, inverse)
 
-    with np.errstate(all="ignore"):
-        aim = aim_float32(scopes.limits, norms, sizes, measured.ord)
-        if not narrow_scope.all():
-            aim = np.where(narrow_scope, aim, aim_float64(scopes.limits, norms, sizes, measured.ord))
-        # Products with anything but a power of two are rounded, up to half an ulp upwards, so that
-        # a norm just below the threshold has to be shaved as well.
-        exact = math.frexp(inverse)[0] == 0.5
-        factor = np.where(over if exact else aim < inverse, np.minimum(aim, inverse), inverse)
-        factor = np.where(np.isnan(norms.root), np.nan, factor)
-        factor = np.where(narrow_scope, round_down_float32(factor), factor)
-        after = scope_values(np.ldexp(norms.root * factor, norms.exponent), measured.ord)
+    aim = aim_float32(scopes.limits, norms, sizes, measured.ord)
+    if not narrow_scope.all():
+        aim = np.where(narrow_scope, aim, aim_float64(scopes.limits, norms, sizes, measured.ord))
+    # Products with anything but a power of two are rounded, up to half an ulp upwards, so that
+    # a norm just below the threshold has to be shaved as well.
+    exact = math.frexp(inverse)[0] == 0.5
+    factor = np.where(over if exact else aim < inverse, np.minimum(aim, inverse), inverse)
+    factor = np.where(np.isnan(norms.root), np.nan, factor)
+    factor = np.where(narrow_scope, round_down_float32(factor), factor)
+    after = scope_values(np.ldexp(norms.root * factor, norms.exponent), measured.ord)
 
     multiplied_by_zero = (factor == 0) & np.isfinite(norms.root)
     op = np.where(multiplied_by_zero, ZERO, np.where(factor == 1, LEAVE, SCALE)).astype(np.uint8)[ids]
@@ -127,13 +127,12 @@ def _narrow(scopes: Scopes, segments: Segments) -> BoolArray:
 
 def _over(norms: Norms, scopes: Scopes, inverse: float) -> BoolArray:
     """The scopes whose norm is over their limit, compared in units of 2^exponent: no side overflows."""
-    with np.errstate(all="ignore"):
-        limits = np.ldexp(scopes.limits, -norms.exponent)
-        root = norms.root * inverse
-        over: BoolArray = root > limits
-        # The rounded norm is over; the carries may know that the norm itself is not.
-        margin = root - limits
-        return over & ~((norms.rest < 0) & (margin + norms.rest * inverse <= 0))
+    limits = np.ldexp(scopes.limits, -norms.exponent)
+    root = norms.root * inverse
+    over: BoolArray = root > limits
+    # The rounded norm is over; the carries may know that the norm itself is not.
+    margin = root - limits
+    return over & ~((norms.rest < 0) & (margin + norms.rest * inverse <= 0))
 
 
 def scope_values(norms: FloatArray, ord: float) -> float:
@@ -153,13 +152,12 @@ def stored_limits(limit: tuple[float, float], dtypes: Sequence[DType]) -> tuple[
 
 def stored_values(values: Sequence[float], dtype: DType) -> list[float]:
     """``values`` rounded to a storage type."""
-    with np.errstate(over="ignore"):
-        wide = np.array(values, np.float64 if dtype is FLOAT64 else np.float32)
-        return (
-            [float(value) for value in widen(narrow(wide, dtype), dtype)]
-            if dtype is BFLOAT16
-            else [float(value) for value in np.array(values).astype(dtype.view)]
-        )
+    wide = np.array(values, np.float64 if dtype is FLOAT64 else np.float32)
+    return (
+        [float(value) for value in widen(narrow(wide, dtype), dtype)]
+        if dtype is BFLOAT16
+        else [float(value) for value in np.array(values).astype(dtype.view)]
+    )
 
 
 def decide_value(
@@ -172,14 +170,13 @@ def decide_value(
     """By value: clamp every element of the unscaled gradient to [low, high]."""
     low, high = stored_limits(limit, segments.dtypes)
     found = measured.found
-    with np.errstate(over="ignore"):
-        if limit[0] == -limit[1]:
-            infinite = found.infs > 0 if not sanitize else False
-            beyond = (found.largest * inverse > high) | (infinite & np.isfinite(high))
-        else:
-            beyond = found.outside > 0
-        factor = np.full(beyond.shape, inverse)
-        factor = np.where(segments.float64, factor, round_down_float32(factor))
+    if limit[0] == -limit[1]:
+        infinite = found.infs > 0 if not sanitize else False
+        beyond = (found.largest * inverse > high) | (infinite & np.isfinite(high))
+    else:
+        beyond = found.outside > 0
+    factor = np.full(beyond.shape, inverse)
+    factor = np.where(segments.float64, factor, round_down_float32(factor))
     touched = beyond | (factor != 1) | (sanitize & (measured.nonfinite > 0))
     op = np.where(touched, SCALE, LEAVE).astype(np.uint8)
     clipped = bool(beyond.any())

@@ -5,7 +5,7 @@ A norm rule says who shares which threshold (``scopes``); ``plan.py`` does the r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,11 +134,14 @@ class GroupNorm(NormRule):
 
     def _names(self, paths: list[str]) -> list[Any]:
         if not isinstance(self.groups, Mapping):
-            return [self.groups(path) for path in paths]
+            return [_hashable(self.groups(path), f"groups('{path}')") for path in paths]
         found: dict[str, Any] = {}
         for group, members in self.groups.items():
+            if not isinstance(members, Iterable):
+                seen = f"a {type(members).__name__} names no paths"
+                raise InvalidArgumentError(f"groups[{group!r}]={members!r}", seen, "Pass {group: [path, ...]}")
             for path in [members] if isinstance(members, str) else members:
-                if path in found:
+                if _hashable(path, f"groups[{group!r}]") in found:
                     seen = f"'{path}' is in group {found[path]!r} and in group {group!r}"
                     raise InvalidArgumentError("groups", seen, "Put each path into one group")
                 found[path] = group
@@ -159,6 +162,16 @@ class GroupNorm(NormRule):
         if unknown := [group for group in self.max_norm if group not in declared]:
             seen = f"there is no group {', '.join(sorted(map(repr, unknown)))}"
             raise InvalidArgumentError("max_norm", seen, "Take it out, or put gradients into that group")
+
+
+def _hashable(name: Any, asked: str) -> Any:
+    """``name``, if it can name a group or a path."""
+    try:
+        hash(name)
+    except TypeError as error:
+        seen = f"a {type(name).__name__} cannot be a name ({error})"
+        raise InvalidArgumentError(f"{asked}={name!r}", seen, "Name groups and paths by strings") from error
+    return name
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,12 +98,12 @@ def _walk_rare(x: Any, leaves: list[Any]) -> Node | None:
         return _node(keys, [value for _, value in items], leaves, _remake_mapping(x, keys))
     if isinstance(x, tuple) and hasattr(x, "_fields"):
         return _node(x._fields, x, leaves, lambda values: kind._make(values))
-    if dataclasses.is_dataclass(x) and not isinstance(x, type):
-        fields = [field.name for field in dataclasses.fields(x)]
-        return _node(fields, [getattr(x, name) for name in fields], leaves, _remake_dataclass(x, fields))
     if registered := _registered_node(x):
         children, make = registered
         return _node(range(len(children)), children, leaves, make)
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        fields = [field.name for field in dataclasses.fields(x)]
+        return _node(fields, [getattr(x, name) for name in fields], leaves, _remake_dataclass(x, fields))
     if isinstance(x, (list, tuple, deque)):
         return _node(range(len(x)), x, leaves, lambda values: _remake_sequence(x, values))
     if isinstance(x, Iterator):
@@ -125,7 +125,7 @@ def _node(names: Iterable[Any], children: Iterable[Any], leaves: list[Any], make
 
 
 def _drain(iterator: Iterator[Any]) -> list[Any]:
-    if inspect.isgenerator(iterator) and inspect.getgeneratorstate(iterator) == inspect.GEN_CLOSED:
+    if _is_exhausted(iterator):
         seen = "the generator is exhausted: something has read it before"
         raise ContainerError("the gradients' container", seen, "Make it anew, or pass a list")
     values = list(iterator)
@@ -133,6 +133,16 @@ def _drain(iterator: Iterator[Any]) -> list[Any]:
         seen = f"the {type(iterator).__name__} yields nothing: something may have read it before"
         raise ContainerError("the gradients' container", seen, "Make it anew, or pass a list (which may be empty)")
     return values
+
+
+def _is_exhausted(iterator: Any) -> bool:
+    """Whether this is a generator that has ended, or a generator expression over one that has."""
+    while inspect.isgenerator(iterator):
+        if inspect.getgeneratorstate(iterator) == inspect.GEN_CLOSED:
+            return True
+        # ".0" is what CPython calls the iterator that a generator expression runs over.
+        iterator = inspect.getgeneratorlocals(iterator).get(".0")
+    return False
 
 
 def _remake_mapping(x: Mapping[Any, Any], keys: list[Any]) -> Callable[[list[Any]], Any]:
@@ -194,11 +204,16 @@ def _paths(node: Node | None, prefix: str) -> Iterator[str]:
 
 def _numbered(paths: list[str]) -> list[str]:
     """Distinct paths where keys collide as strings (``{1: a, "1": b}``)."""
-    seen: dict[str, int] = {}
-    distinct = []
+    taken = set(paths)
+    distinct: list[str] = []
+    known: set[str] = set()
     for path in paths:
-        seen[path] = seen.get(path, 0) + 1
-        distinct.append(path if seen[path] == 1 else f"{path}#{seen[path]}")
+        name, number = path, 1
+        while name in known or (number > 1 and name in taken):
+            number += 1
+            name = f"{path}#{number}"
+        known.add(name)
+        distinct.append(name)
     return distinct
 
 

@@ -7,6 +7,7 @@ library, so ``axis`` has no default.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,20 @@ _CURE = (
 )
 
 
+_LAYOUTS = ("all_but_first", "all_but_last")
+
+
+def _integers(axis: Any) -> tuple[int, ...]:
+    """An int or a tuple of ints as a tuple; anything else is refused."""
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    try:
+        if any(isinstance(a, (bool, np.bool_)) for a in axes):
+            raise TypeError("a bool is no axis")
+        return tuple(operator.index(a) for a in axes)
+    except TypeError as error:
+        raise InvalidArgumentError(f"axis={axis!r}", f"it names neither axes nor a layout ({error})", _CURE) from error
+
+
 @dataclass(frozen=True, slots=True)
 class UnitNorm(NormRule):
     """Each unit within ``clipping`` times the norm of its weights. See ``adaptive_clip``."""
@@ -44,28 +59,29 @@ class UnitNorm(NormRule):
     def __post_init__(self) -> None:
         object.__setattr__(self, "clipping", validate.positive("clipping", self.clipping))
         object.__setattr__(self, "eps", validate.positive("eps", self.eps))
-        if isinstance(self.axis, str) and self.axis not in ("all_but_first", "all_but_last"):
-            raise InvalidArgumentError(f"axis={self.axis!r}", "it names no layout", _CURE)
+        if self.axis is not None and not callable(self.axis) and self.axis not in _LAYOUTS:
+            _integers(self.axis)
 
     def unit_axes(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         """See ``Rule.unit_axes``. Biases and gains (at most one axis) are one unit, as in the paper."""
         axis = self.axis(path, shape) if callable(self.axis) else self.axis
         ndim = len(shape)
-        if axis is None or ndim <= 1:
+        if axis is None:
+            return None
+        if not (isinstance(axis, str) and axis in _LAYOUTS):
+            _integers(axis)
+        if ndim <= 1:
             return None
         if axis == "all_but_first":
             return tuple(range(1, ndim))
         if axis == "all_but_last":
             return tuple(range(ndim - 1))
-        axes = axis if isinstance(axis, tuple) else (axis,)
-        try:
-            reduced = {int(a) % ndim if -ndim <= int(a) < ndim else None for a in axes}
-        except (TypeError, ValueError) as error:
-            raise InvalidArgumentError(f"axis={axis!r}", str(error), _CURE) from error
-        if None in reduced or len(reduced) < len(axes):
+        axes = _integers(axis)
+        reduced = {a % ndim for a in axes}
+        if len(reduced) < len(axes) or not all(-ndim <= a < ndim for a in axes):
             seen = f"array '{path}' has shape {shape}, which has no such axes"
             raise InvalidArgumentError(f"axis={axis!r}", seen, _CURE)
-        return tuple(sorted(a for a in reduced if a is not None))
+        return tuple(sorted(reduced))
 
     def scopes(self, site: Site, rows: IntArray) -> Scopes:
         """A scope for each unit."""

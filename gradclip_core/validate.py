@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from gradclip_core.errors import InvalidArgumentError
 from gradclip_core.precision.nonfinite import POLICIES
 
 
 def number(name: str, value: Any, cure: str) -> float:
     """``value`` as a float; anything that holds exactly one real number will do."""
-    if isinstance(value, (bool, str, bytes)) or value is None:
+    if isinstance(value, (bool, np.bool_, str, bytes, bytearray)) or value is None:
         raise InvalidArgumentError(f"{name}={value!r}", f"a {type(value).__name__} is no number", cure)
+    if getattr(value, "ndim", 0):
+        raise InvalidArgumentError(f"{name}={value!r}", f"it is an array of shape {tuple(value.shape)}", cure)
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -95,7 +99,7 @@ class How:
                 "Pass the scale that the loss was multiplied with",
             )
         object.__setattr__(self, "loss_scale", scale)
-        if self.nonfinite not in POLICIES:
+        if not isinstance(self.nonfinite, str) or self.nonfinite not in POLICIES:
             raise InvalidArgumentError(
                 f"nonfinite={self.nonfinite!r}", "there is no such policy", f"Pass one of {', '.join(POLICIES)}"
             )

@@ -134,9 +134,10 @@ def _export(x: Any) -> tuple[str, Any]:
             return device, x.__dlpack__()
     except Exception as error:
         # Tracers, deleted and sharded arrays each fail in a way of their own.
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise Refused(
             UnsupportedArrayError,
-            f"a {kind} does not export its memory by DLPack ({type(error).__name__}: {str(error).splitlines()[0]})",
+            f"a {kind} does not export its memory by DLPack ({why})",
             "Pass a concrete array on one device, outside jit, grad and vmap",
         ) from error
 

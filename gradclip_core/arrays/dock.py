@@ -83,7 +83,7 @@ def _find_door(leaf: Any, asked: str, tree: Tree, position: int) -> Door:
         door = dlpack_door.DOOR
     else:
         path = tree.paths[position]
-        if kind.__module__.partition(".")[0] == "torch" and kind.__name__ != "Tensor" and hasattr(leaf, "parameters"):
+        if torch is not None and issubclass(kind, torch.nn.Module):
             cure = "Pass its gradients: [p.grad for p in module.parameters()]"
         else:
             cure = "Pass NumPy arrays, PyTorch tensors, or objects with __dlpack__"

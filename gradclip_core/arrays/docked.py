@@ -66,5 +66,5 @@ class Docked:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Equal for two arrays that are the same elements in the same arrangement."""
-        return self.pointer, self.shape, self.strides, self.dtype.name, self.is_complex
+        """Equal for two arrays of one framework that are the same elements in the same arrangement."""
+        return id(self.door), self.read_only, self.pointer, self.shape, self.strides, self.dtype.name, self.is_complex

@@ -42,7 +42,7 @@ def is_dense(docked: Docked) -> bool:
 
 def overlaps_itself(docked: Docked) -> bool:
     """Whether two indices may name the same memory (a stride of 0, a sliding window)."""
-    if docked.contiguous:
+    if docked.contiguous or size(docked.shape) == 0:
         return False
     reach = docked.itemsize
     for stride, extent in sorted((abs(s), n) for s, n in zip(docked.strides, docked.shape, strict=True) if n > 1):

@@ -11,6 +11,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
+
 from gradclip_core.errors import BackendError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -25,13 +27,17 @@ def flushes_subnormals() -> bool:
     return _smallest * 1.0 == 0.0
 
 
-def keeps_subnormals(function: Function) -> Function:
-    """Run ``function`` with IEEE arithmetic; the thread's mode is put back afterwards."""
+def ieee_arithmetic(function: Function) -> Function:
+    """Run ``function`` with IEEE arithmetic; the thread's mode is put back afterwards.
+
+    Infinities and NaNs are data here, so NumPy is told not to warn of them.
+    """
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         if not flushes_subnormals():
-            return function(*args, **kwargs)
+            with np.errstate(all="ignore"):
+                return function(*args, **kwargs)
         saved = ctypes.create_string_buffer(_ENVIRONMENT_BYTES)
         libm = _libm()
         libm.fegetenv(saved)
@@ -39,10 +45,14 @@ def keeps_subnormals(function: Function) -> Function:
             libm.fesetenv(_DEFAULT)
             if flushes_subnormals():
                 raise _refusal("and the C library does not turn that off")
-            return function(*args, **kwargs)
+            with np.errstate(all="ignore"):
+                return function(*args, **kwargs)
         finally:
             libm.fesetenv(saved)
 
+    # torch.compile would trace through here and swap NumPy for torch. This mark, which is what
+    # torch.compiler.disable leaves on a function, makes it call us as we are.
+    run._torchdynamo_disable = True  # type: ignore[attr-defined]
     return run  # type: ignore[return-value]
 
 

@@ -75,6 +75,4 @@ def coarse_exponent(factor: FloatArray) -> npt.NDArray[np.int64]:
 def split(factor: FloatArray) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """``factor`` as two float32 multipliers, the second a power of two, 1 in all ordinary cases."""
     exponent = coarse_exponent(factor)
-    with np.errstate(over="ignore", under="ignore"):
-        coarse = np.ldexp(factor, -exponent).astype(np.float32)
-        return coarse, np.ldexp(1.0, exponent).astype(np.float32)
+    return np.ldexp(factor, -exponent).astype(np.float32), np.ldexp(1.0, exponent).astype(np.float32)

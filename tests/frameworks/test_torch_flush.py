@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gradclip_core as gc
-from gradclip_core.precision.environment import flushes_subnormals, keeps_subnormals
+from gradclip_core.precision.environment import flushes_subnormals, ieee_arithmetic
 
 torch = pytest.importorskip("torch")
 
@@ -37,7 +37,7 @@ def test_subnormals_count(flushing: None, backend: str, dtype: str) -> None:
 
 
 def test_the_mode_is_put_back_after_an_error(flushing: None) -> None:
-    @keeps_subnormals
+    @ieee_arithmetic
     def fails() -> None:
         assert not flushes_subnormals()
         raise ValueError("on purpose")
