@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -30,10 +31,10 @@ def flushes_subnormals() -> bool:
 def ieee_arithmetic(function: Function) -> Function:
     """Run ``function`` with IEEE arithmetic; the thread's mode is put back afterwards.
 
-    Infinities and NaNs are data here, so NumPy is told not to warn of them.
+    Infinities and NaNs are data here, so NumPy is told not to warn of them. ``torch.compile``
+    would trace through and swap NumPy for torch, so it is kept out.
     """
 
-    @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         if not flushes_subnormals():
             with np.errstate(all="ignore"):
@@ -50,10 +51,19 @@ def ieee_arithmetic(function: Function) -> Function:
         finally:
             libm.fesetenv(saved)
 
-    # torch.compile would trace through here and swap NumPy for torch. This mark, which is what
-    # torch.compiler.disable leaves on a function, makes it call us as we are.
-    run._torchdynamo_disable = True  # type: ignore[attr-defined]
-    return run  # type: ignore[return-value]
+    untraced: list[Callable[..., Any]] = []
+
+    @functools.wraps(function)
+    def enter(*args: Any, **kwargs: Any) -> Any:
+        dynamo = sys.modules.get("torch._dynamo")
+        if dynamo is None:
+            return run(*args, **kwargs)
+        if not untraced:
+            untraced.append(dynamo.disable(run))
+        return untraced[0](*args, **kwargs)
+
+    enter._torchdynamo_disable = True  # type: ignore[attr-defined]  # what torch.compiler.disable leaves
+    return enter  # type: ignore[return-value]
 
 
 def _libm() -> Any:
