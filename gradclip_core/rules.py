@@ -56,8 +56,8 @@ class NormRule(Rule):
 
 
 @dataclass(frozen=True, slots=True)
-class GlobalNorm(NormRule):
-    """All gradients together: ``g · min(1, max_norm / ‖g‖)``."""
+class _OneLimit(NormRule):
+    """A norm rule with the same threshold for every scope."""
 
     max_norm: float
     ord: float = 2
@@ -70,6 +70,11 @@ class GlobalNorm(NormRule):
     def order(self) -> float:
         """See ``Rule.order``."""
         return self.ord
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalNorm(_OneLimit):
+    """All gradients together: ``g · min(1, max_norm / ‖g‖)``."""
 
     def scopes(self, site: Site, rows: IntArray) -> Scopes:
         """One scope."""
@@ -77,20 +82,8 @@ class GlobalNorm(NormRule):
 
 
 @dataclass(frozen=True, slots=True)
-class ArrayNorm(NormRule):
+class ArrayNorm(_OneLimit):
     """Each array on its own: ``g_i · min(1, max_norm / ‖g_i‖)``."""
-
-    max_norm: float
-    ord: float = 2
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "max_norm", validate.threshold("max_norm", self.max_norm))
-        object.__setattr__(self, "ord", validate.order(self.ord))
-
-    @property
-    def order(self) -> float:
-        """See ``Rule.order``."""
-        return self.ord
 
     def scopes(self, site: Site, rows: IntArray) -> Scopes:
         """A scope for each array."""
@@ -195,12 +188,7 @@ class Chain(Rule):
 
     def __init__(self, *rules: Rule) -> None:
         for rule in rules:
-            if not isinstance(rule, Rule):
-                raise InvalidArgumentError(
-                    f"Chain(..., {rule!r})",
-                    f"a {type(rule).__name__} is no rule",
-                    "Pass rules, such as GlobalNorm(1.0)",
-                )
+            checked_rule("Chain", rule)
         if not rules:
             raise InvalidArgumentError("Chain()", "it has no rules", "Pass at least one, such as GlobalNorm(1.0)")
         self.rules = rules
@@ -223,3 +211,12 @@ class Chain(Rule):
 
     def __hash__(self) -> int:
         return hash(self.rules)
+
+
+def checked_rule(asked: str, rule: Any) -> Rule:
+    """``rule``, if it is one."""
+    if not isinstance(rule, Rule):
+        raise InvalidArgumentError(
+            f"{asked}, rule={rule!r}", f"a {type(rule).__name__} is no rule", "Pass one, such as GlobalNorm(1.0)"
+        )
+    return rule

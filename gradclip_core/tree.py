@@ -112,7 +112,12 @@ def _walk_rare(x: Any, leaves: list[Any]) -> Node | None:
     if isinstance(x, (KeysView, ValuesView)):
         return _node(range(len(x)), list(x), leaves, list)
     if isinstance(x, Iterable) and not isinstance(x, (str, bytes, bytearray, set, frozenset)):
-        values = list(x)
+        try:
+            iterator = iter(x)
+        except TypeError:  # a 0-d array says that it is iterable, and is not
+            leaves.append(x)
+            return _LEAF
+        values = list(iterator)
         return _node(range(len(values)), values, leaves, list)
     if isinstance(x, (set, frozenset)):
         raise ContainerError("the gradients' container", "a set has no order to sum in", _CURE)

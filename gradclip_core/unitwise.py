@@ -115,9 +115,10 @@ class UnitNorm(NormRule):
         by_path = dict(zip(params.tree.paths, params.index, strict=True))
         for path, shape in zip(site.paths, site.shapes, strict=True):
             if path not in by_path:
+                there = ", ".join(map(repr, list(by_path)[:5])) or "none"
                 raise InvalidArgumentError(
                     f"adaptive_clip, gradient '{path}'",
-                    f"there is no parameter at that path; there are {', '.join(map(repr, list(by_path)[:5]))}",
+                    f"there is no parameter at that path; there are {there}",
                     "Pass params in a container of the same structure as grads",
                 )
             found = params.arrays[by_path[path]].shape

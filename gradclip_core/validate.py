@@ -33,7 +33,8 @@ def threshold(name: str, value: Any) -> float:
     if math.isnan(bound):
         raise InvalidArgumentError(f"{name}={value!r}", "it is NaN, and no gradient is within NaN", cure)
     if bound < 0:
-        raise InvalidArgumentError(f"{name}={value!r}", "a negative bound would flip the sign of every gradient", cure)
+        seen = "no gradient is within a negative bound, and a factor of it would flip the sign of every element"
+        raise InvalidArgumentError(f"{name}={value!r}", seen, cure)
     if math.isinf(bound):
         seen = "an infinite bound clips nothing"
         raise InvalidArgumentError(f"{name}={value!r}", seen, f"{cure}; to measure only, call global_norm")
@@ -88,6 +89,17 @@ class How:
     loss_scale: Any = 1.0
     nonfinite: str = "raise"
     backend: str | None = None
+
+    @classmethod
+    def of(cls, keywords: dict[str, Any]) -> How:
+        """From the keywords that a public function did not name itself."""
+        if unknown := sorted(set(keywords) - set(cls.__slots__)):
+            raise InvalidArgumentError(
+                f"{unknown[0]}={keywords[unknown[0]]!r}",
+                "there is no such argument",
+                "The common arguments are loss_scale, nonfinite and backend",
+            )
+        return cls(**keywords)
 
     def __post_init__(self) -> None:
         scale = positive("loss_scale", self.loss_scale)

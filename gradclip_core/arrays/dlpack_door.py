@@ -114,7 +114,10 @@ class DlpackDoor:
             dtype: Any = ml_dtypes.bfloat16
         else:
             dtype = next(name for name, entry in SUPPORTED.items() if entry == (new.dtype, new.is_complex))
-        return namespace.asarray(new.array.view(dtype))
+        values, device = new.array.view(dtype), getattr(like.array, "device", None)
+        if device is None:
+            return namespace.asarray(values)
+        return namespace.asarray(values, device=device)  # the array API's keyword
 
     def after_write(self, written: Sequence[Docked]) -> None:
         """DLPack has no way to say that memory has changed."""

@@ -85,6 +85,8 @@ def _find_door(leaf: Any, asked: str, tree: Tree, position: int) -> Door:
         path = tree.paths[position]
         if torch is not None and issubclass(kind, torch.nn.Module):
             cure = "Pass its gradients: [p.grad for p in module.parameters()]"
+        elif "jax" in sys.modules and issubclass(kind, sys.modules["jax"].core.Tracer):
+            cure = "Clip outside jit, grad and vmap, on the arrays that they return"
         else:
             cure = "Pass NumPy arrays, PyTorch tensors, or objects with __dlpack__"
         raise UnsupportedArrayError(f"{asked}, leaf '{path}'", f"a {kind.__module__}.{kind.__name__} is no array", cure)

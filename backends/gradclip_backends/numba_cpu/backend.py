@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradclip_backends.numba_cpu import kernels, pool
+from gradclip_backends.numba_cpu import carries, kernels, pool
 from gradclip_backends.numba_cpu.elements import TAGS, code_tag
 from gradclip_core.protocol import (
     DTYPES,
@@ -132,14 +132,14 @@ class NumbaCpuBackend:
         tag, of_blocks, out = TAGS[FLOAT64], np.empty(table.blocks), np.zeros(table.index.size)
 
         def work(start: int, stop: int) -> None:
-            kernels.carry_range(
+            carries.carry_range(
                 tag, FLOAT64.itemsize, FLOAT64.largest, table.pointers, table.lengths, table.first,
                 float(what.power), exponents, what.sanitize, start, stop, of_blocks,
             )  # fmt: skip
 
         if table.blocks:
             pool.run(work, table.blocks, table.bytes)
-        kernels.finish_carries(table.first, sums, of_blocks, out)
+        carries.finish_carries(table.first, sums, of_blocks, out)
         return out
 
     def apply(self, buffers: Sequence[Buffer], out: Sequence[Buffer], actions: Actions) -> None:

@@ -1,0 +1,39 @@
+"""What every refusal owes: the class, a sentence in three parts, and gradients that no byte of has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import gradclip_core as gc
+
+Array = npt.NDArray[Any]
+
+
+def grads() -> dict[str, Array]:
+    """Something that every valid call here would write."""
+    return {"w": np.full((2, 3), 30.0, np.float32), "b": np.array([40.0])}
+
+
+@contextmanager
+def refuses(
+    asked: str, seen: str, cure: str, error: type[gc.GradClipError] = gc.InvalidArgumentError
+) -> Iterator[dict[str, Array]]:
+    """The class, each of the three parts, and that no byte of the gradients changes."""
+    given = grads()
+    before = {name: array.tobytes() for name, array in given.items()}
+    with pytest.raises(error) as caught:
+        yield given
+    assert type(caught.value) is error
+    assert asked in caught.value.asked
+    assert seen in caught.value.seen
+    assert cure in caught.value.cure
+    assert caught.value.cure
+    assert str(caught.value) == f"{caught.value.asked}: {caught.value.seen}. {caught.value.cure}"
+    assert "\n" not in caught.value.seen
+    assert {name: array.tobytes() for name, array in given.items()} == before
