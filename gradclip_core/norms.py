@@ -98,36 +98,36 @@ def _combine_sums(measured: Measured, ids: IntArray, count: int) -> Norms:
     return Norms(root, exponents, rest if measured.carried else np.zeros(count))
 
 
-def _per_segment(measured: Measured) -> FloatArray:
-    """Each segment's norm for ``ord`` inf or a general p, non-finite elements included."""
-    found = measured.found
-    powers = measured.units * found.sums ** (1.0 / measured.ord)
-    norms = found.largest if measured.ord == math.inf else powers
+def _with_nonfinite(measured: Measured, norms: FloatArray) -> FloatArray:
+    """``norms`` of the finite elements of each segment, with what the others make of them."""
     if measured.sanitized:
         return norms
-    norms = np.where(found.infs > 0, math.inf, norms)
-    return np.where(found.nans > 0, math.nan, norms)
+    norms = np.where(measured.found.infs > 0, math.inf, norms)
+    return np.where(measured.found.nans > 0, math.nan, norms)
 
 
 def _combine_largest(measured: Measured, ids: IntArray, count: int) -> Norms:
     root = np.zeros(count)
-    np.maximum.at(root, ids, _per_segment(measured))  # propagates NaN
+    np.maximum.at(root, ids, _with_nonfinite(measured, measured.found.largest))  # propagates NaN
     return Norms(root, np.zeros(count, np.int64), np.zeros(count))
 
 
 def _combine_powers(measured: Measured, ids: IntArray, count: int) -> Norms:
-    norms, roots = _per_segment(measured), np.zeros(count)
-    exponents = np.zeros(count, np.int64)
+    p = measured.ord
+    # The exponent is taken out first, so that not even the largest finite elements overflow.
+    fractions, exponent = np.frexp(measured.units)
+    norms = _with_nonfinite(measured, fractions * measured.found.sums ** (1.0 / p))
+    root, exponents = np.zeros(count), np.zeros(count, np.int64)
     for scope, part in enumerate(members(ids, count)):
-        top = float(np.max(norms[part], initial=0.0))
+        top_exponent = int(np.max(exponent[part], initial=-1100, where=norms[part] != 0))
+        scaled = np.ldexp(norms[part], exponent[part] - top_exponent)
+        top = float(np.max(scaled, initial=0.0))
         if top == 0 or not math.isfinite(top):
-            roots[scope] = top
+            root[scope] = top
             continue
-        # root stays near 1, so that not even the sum of the largest finite norms overflows
-        fraction, exponents[scope] = math.frexp(top)
-        ratios = np.array([tree_sum((norms[part] / top) ** measured.ord)]) ** (1.0 / measured.ord)
-        roots[scope] = fraction * float(ratios[0])
-    return Norms(roots, exponents, np.zeros(count))
+        exponents[scope] = top_exponent
+        root[scope] = top * tree_sum((scaled / top) ** p) ** (1.0 / p)
+    return Norms(root, exponents, np.zeros(count))
 
 
 def rescaling(found: Measurements, float64: BoolArray, ord: float) -> IntArray | None:

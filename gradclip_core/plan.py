@@ -100,7 +100,8 @@ def decide_norms(measured: Measured, scopes: Scopes, segments: Segments, inverse
     factor = np.where(over if exact else aim < inverse, np.minimum(aim, inverse), inverse)
     factor = np.where(np.isnan(norms.root), np.nan, factor)
     factor = np.where(narrow_scope, round_down_float32(factor), factor)
-    after = scope_values(np.ldexp(norms.root * factor, norms.exponent), measured.ord)
+    applied = np.ldexp(norms.root * factor, norms.exponent)
+    after = scope_values(np.where(over, np.minimum(applied, scopes.limits), applied), measured.ord)
 
     multiplied_by_zero = (factor == 0) & np.isfinite(norms.root)
     op = np.where(multiplied_by_zero, ZERO, np.where(factor == 1, LEAVE, SCALE)).astype(np.uint8)[ids]

@@ -115,9 +115,10 @@ class DlpackDoor:
         else:
             dtype = next(name for name, entry in SUPPORTED.items() if entry == (new.dtype, new.is_complex))
         values, device = new.array.view(dtype), getattr(like.array, "device", None)
-        if device is None:
+        try:
+            return namespace.asarray(values, device=device)  # the array API's keyword
+        except TypeError:  # a namespace without devices
             return namespace.asarray(values)
-        return namespace.asarray(values, device=device)  # the array API's keyword
 
     def after_write(self, written: Sequence[Docked]) -> None:
         """DLPack has no way to say that memory has changed."""

@@ -49,16 +49,13 @@ def aim_float64(max_norm: FloatArray, norms: Norms, sizes: FloatArray, ord: floa
     factor = np.where(error < 0, np.nextafter(factor, 0.0), factor)
     # Where the errors themselves would underflow, a few ulps are given away instead.
     tiny = np.minimum(limit, quotient) < 2.0**-900
-    return np.maximum(np.where(tiny, quotient * (1.0 - 2.0**-50), factor), 0.0)
+    return np.maximum(np.where(tiny, np.nextafter(quotient * (1.0 - 2.0**-50), 0.0), factor), 0.0)
 
 
 def round_down_float32(factor: FloatArray) -> FloatArray:
-    """The nearest product of a float32 and a power of two that is not larger."""
-    exponent = coarse_exponent(factor)
-    coarse = np.ldexp(factor, -exponent)
-    nearest = coarse.astype(np.float32)
-    below = np.where(nearest > coarse, np.nextafter(nearest, np.float32(0)), nearest)
-    return np.ldexp(below.astype(np.float64), exponent)
+    """The largest number of 24 bits, a float32 but for its range, that is not larger."""
+    fraction, exponent = np.frexp(factor)
+    return np.ldexp(np.floor(fraction * 2.0**24) * 2.0**-24, exponent)
 
 
 def coarse_exponent(factor: FloatArray) -> npt.NDArray[np.int64]:
@@ -73,6 +70,9 @@ def coarse_exponent(factor: FloatArray) -> npt.NDArray[np.int64]:
 
 
 def split(factor: FloatArray) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """``factor`` as two float32 multipliers, the second a power of two, 1 in all ordinary cases."""
+    """``factor`` as two float32 multipliers, the second a power of two, 1 in all ordinary cases.
+
+    Under 2^-275 there are none, and the products, of float32 values, are as good as zero.
+    """
     exponent = coarse_exponent(factor)
     return np.ldexp(factor, -exponent).astype(np.float32), np.ldexp(1.0, exponent).astype(np.float32)

@@ -12,9 +12,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "gradclip_core"
-HEAVY = ("numba", "llvmlite", "torch", "jax", "cupy", "tensorflow", "typer", "rich", "matplotlib", "safetensors")
-HEAVY += ("gradclip_backends", "ml_dtypes")
-LOADED = "import sys; {}; print(sorted(set(sys.modules) & set({!r})))"
+HEAVY = {"numba", "llvmlite", "torch", "jax", "cupy", "tensorflow", "typer", "rich", "matplotlib", "safetensors"}
+HEAVY |= {"gradclip_backends", "ml_dtypes"}
+LOADED = "import sys; {}; print(sorted(set(sys.modules) & {!r}))"
 
 
 def loaded_by(statement: str) -> list[str]:
