@@ -160,10 +160,10 @@ def clip_by_global_norm(grads: Any, max_norm: float, *, ord: float = 2, **how: A
     Returns
     -------
     (clipped, info)
-        At or under the threshold ``clipped`` equals ``grads`` bit for bit. Above it, every
-        element is multiplied by the same factor, rounded so that ``‖clipped‖ ≤ max_norm`` holds
-        in exact arithmetic for float32 and float64 (``ord`` 1, 2, inf), and ``max_norm · (1 + u)``
-        for 16-bit types, u their unit roundoff. No epsilon.
+        Where the computed norm is at or under the threshold, ``clipped`` equals ``grads`` bit for
+        bit. Above it, every element is multiplied by the same factor, rounded so that
+        ``‖clipped‖ ≤ max_norm`` holds in exact arithmetic for float32 and float64, and
+        ``max_norm · (1 + u)`` for 16-bit types, u their unit roundoff. No epsilon.
 
     Raises
     ------

@@ -120,9 +120,9 @@ def decide_norms(measured: Measured, scopes: Scopes, segments: Segments, inverse
 
 
 def _narrow(scopes: Scopes, segments: Segments) -> BoolArray:
-    """The scopes in which memory other than float64 takes part: they have a float32 factor."""
+    """The scopes in which elements other than float64 take part: they have a float32 factor."""
     narrow_scope = np.zeros(scopes.limits.size, np.bool_)
-    np.logical_or.at(narrow_scope, scopes.ids, ~segments.float64)
+    np.logical_or.at(narrow_scope, scopes.ids, ~segments.float64 & (segments.sizes > 0))
     return narrow_scope
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradclip_core.norms import Norms
-from gradclip_core.protocol import FloatArray
+from gradclip_core.protocol import FLOAT32, FloatArray
 from gradclip_core.reference import two_product, two_sum
 
 # How much smaller than max_norm the ideal clipped norm is made, relatively, so that the rounding of
@@ -31,7 +31,8 @@ _SMALLEST_NORMAL_FLOAT32 = 2.0**-126
 def aim_float32(max_norm: FloatArray, norms: Norms, sizes: FloatArray, ord: float) -> FloatArray:
     """The ideal factor, shaved, where float32 and 16-bit memory takes part. Not yet rounded."""
     limit = max_norm * (1.0 - SHAVE_FLOAT32) - SUBNORMAL_FLOAT32 * sizes ** (1.0 / ord)
-    return np.maximum(np.ldexp(limit, -norms.exponent) / norms.root, 0.0)
+    aim = np.ldexp(limit, -norms.exponent) / norms.root
+    return np.maximum(np.where(aim < 2.0**-900, _below(limit, norms), aim), 0.0)
 
 
 def aim_float64(max_norm: FloatArray, norms: Norms, sizes: FloatArray, ord: float) -> FloatArray:
@@ -40,7 +41,8 @@ def aim_float64(max_norm: FloatArray, norms: Norms, sizes: FloatArray, ord: floa
     The quotient ``max_norm / (root + rest)`` is carried to twice the precision of float64, so
     that no rounding but that of the products has to be provided for.
     """
-    limit = np.ldexp(max_norm - SUBNORMAL_FLOAT64 * sizes ** (1.0 / ord), -norms.exponent)
+    target = max_norm - SUBNORMAL_FLOAT64 * sizes ** (1.0 / ord)
+    limit = np.ldexp(target, -norms.exponent)
     shave = SHAVE_FLOAT64 if ord in (1, 2, np.inf) else SHAVE_GENERAL
     quotient = limit / norms.root
     product, lost = two_product(quotient, norms.root)
@@ -49,7 +51,14 @@ def aim_float64(max_norm: FloatArray, norms: Norms, sizes: FloatArray, ord: floa
     factor = np.where(error < 0, np.nextafter(factor, 0.0), factor)
     # Where the errors themselves would underflow, a few ulps are given away instead.
     tiny = np.minimum(limit, quotient) < 2.0**-900
-    return np.maximum(np.where(tiny, np.nextafter(quotient * (1.0 - 2.0**-50), 0.0), factor), 0.0)
+    return np.maximum(np.where(tiny, _below(target, norms), factor), 0.0)
+
+
+def _below(limit: FloatArray, norms: Norms) -> FloatArray:
+    """``limit / norm`` rounded to a quantum once, a few ulps and that quantum taken off."""
+    up, down = np.maximum(-norms.exponent, 0), np.minimum(-norms.exponent, 0)
+    quotient = np.ldexp(np.ldexp(limit, up) / norms.root * (1.0 - 2.0**-50), down)
+    return np.nextafter(quotient, 0.0)
 
 
 def round_down_float32(factor: FloatArray) -> FloatArray:
@@ -75,4 +84,5 @@ def split(factor: FloatArray) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.f
     Under 2^-275 there are none, and the products, of float32 values, are as good as zero.
     """
     exponent = coarse_exponent(factor)
-    return np.ldexp(factor, -exponent).astype(np.float32), np.ldexp(1.0, exponent).astype(np.float32)
+    coarse = np.minimum(np.ldexp(factor, -exponent), FLOAT32.largest)  # not infinite: 0·inf is NaN
+    return coarse.astype(np.float32), np.ldexp(1.0, exponent).astype(np.float32)
