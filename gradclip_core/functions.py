@@ -57,8 +57,6 @@ def global_norm(grads: Any, ord: float = 2, *, backend: str | None = None) -> fl
     >>> import numpy as np, gradclip_core as gc
     >>> gc.global_norm({"w": np.array([3.0, 4.0], np.float32), "b": np.array([-12.0])})
     13.0
-    >>> gc.global_norm([np.array([1e20, 1e20], np.float32)]) < float("inf")
-    True
     """
     order = validate.order(ord)
     cargo = unload(grads, "global_norm", clips=False)
