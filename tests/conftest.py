@@ -28,3 +28,11 @@ def pytest_make_collect_report(
         report.outcome = "failed"
         report.longrepr = f"skipped, in a lane that allows no skips: {report.longrepr}"
     return report
+
+
+@pytest.fixture(params=["numpy", pytest.param("numba_cpu", marks=pytest.mark.jit)])
+def backend(request: pytest.FixtureRequest) -> str:
+    name = str(request.param)
+    if name == "numba_cpu":
+        pytest.importorskip("numba")
+    return name

@@ -50,7 +50,7 @@ def test_as_a_process(tmp_path: Path) -> None:
     assert r"gr\xf6\xdfe" in done.stdout
     done = subprocess.run([*command, "-1"], capture_output=True, text=True, env=environment, timeout=120, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: max_norm=-1.0: a negative bound")
+    assert done.stderr.startswith("error: max_norm=-1.0: no gradient is within a negative bound")
 
 
 def test_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
