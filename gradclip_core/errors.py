@@ -6,6 +6,12 @@ Every error of this library is raised before any gradient is written.
 from __future__ import annotations
 
 
+def show(value: object) -> str:
+    """``repr(value)``, cut where it would bury the sentence around it."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 class GradClipError(Exception):
     """Base of every error that gradclip-core raises on purpose.
 

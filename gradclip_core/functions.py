@@ -6,7 +6,7 @@ All of them are ``measure → decide → apply`` with another decision in the mi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,10 +21,12 @@ from gradclip_core.planned import Plan
 from gradclip_core.precision.environment import ieee_arithmetic
 from gradclip_core.rules import ArrayNorm, GlobalNorm, GroupNorm, Rule, Value, checked_rule
 from gradclip_core.unitwise import Axis, UnitNorm
-from gradclip_core.validate import How
+from gradclip_core.validate import Common, How
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Groups = Mapping[Any, Sequence[str]] | Callable[[str], Any]
-Limit = float | tuple[float, float]
 
 
 @ieee_arithmetic
@@ -47,10 +49,7 @@ def global_norm(grads: Any, ord: float = 2, *, backend: str | None = None) -> fl
         one unless it is zero (a norm beyond float64's range is returned as its largest value).
         Empty containers and arrays count as 0. NaN if any element is, else inf if any is.
 
-    Raises
-    ------
-    GradClipError
-        for arguments, containers, arrays or memory that cannot be measured.
+    Raises ``GradClipError`` for arguments, containers or memory that cannot be measured.
 
     Examples
     --------
@@ -66,7 +65,7 @@ def global_norm(grads: Any, ord: float = 2, *, backend: str | None = None) -> fl
     return float(scope_norms(measured, np.zeros(len(cargo.arrays), np.int64), 1).value()[0])
 
 
-def clip(grads: Any, rule: Rule, **how: Any) -> tuple[Any, ClipInfo]:
+def clip(grads: Any, rule: Rule, **how: Unpack[Common]) -> tuple[Any, ClipInfo]:
     """Clip by any rule, into new arrays of the same frameworks, in a container of the same type.
 
     Parameters
@@ -75,7 +74,7 @@ def clip(grads: Any, rule: Rule, **how: Any) -> tuple[Any, ClipInfo]:
         iterator is read once, and its result is a list. Only read.
     rule : ``GlobalNorm``, ``GroupNorm``, ``ArrayNorm``, ``UnitNorm``, ``Value`` or ``Chain``.
     loss_scale : the gradients hold ``loss_scale · g``; thresholds and norms are those of ``g``,
-        and so are the results.
+        and so are the results, in their own dtype: what float16 cannot hold becomes 0 there.
     nonfinite : what to do about infinities and NaNs. ``"raise"``: raise, touch nothing.
         ``"skip"``: leave all as it is, ``info.skipped``. ``"zero"``: set all to 0,
         ``info.skipped``. ``"sanitize"``: NaN to 0, ±inf to ± the largest finite value, then
@@ -105,7 +104,7 @@ def clip(grads: Any, rule: Rule, **how: Any) -> tuple[Any, ClipInfo]:
     return _new(grads, checked_rule("clip", rule), how, "clip")
 
 
-def clip_(grads: Any, rule: Rule, **how: Any) -> ClipInfo:
+def clip_(grads: Any, rule: Rule, **how: Unpack[Common]) -> ClipInfo:
     """Clip by any rule, in place. See ``clip`` for the parameters.
 
     The arrays must be writable; each framework is told that its memory has changed (PyTorch's
@@ -121,7 +120,7 @@ def clip_(grads: Any, rule: Rule, **how: Any) -> ClipInfo:
     return _in_place(grads, checked_rule("clip_", rule), how, "clip_")
 
 
-def plan(grads: Any, rule: Rule, **how: Any) -> Plan:
+def plan(grads: Any, rule: Rule, **how: Unpack[Common]) -> Plan:
     """Measure and decide; write nothing. See ``clip`` for the parameters.
 
     Returns
@@ -144,7 +143,7 @@ def plan(grads: Any, rule: Rule, **how: Any) -> Plan:
     return Plan(run(grads, checked_rule("plan", rule), How.of(how), "plan", "nothing"))
 
 
-def clip_by_global_norm(grads: Any, max_norm: float, *, ord: float = 2, **how: Any) -> tuple[Any, ClipInfo]:
+def clip_by_global_norm(grads: Any, max_norm: float, *, ord: float = 2, **how: Unpack[Common]) -> tuple[Any, ClipInfo]:
     """Shrink all gradients together so that their norm is at most ``max_norm``.
 
     ``g ← g · min(1, max_norm / ‖g‖)``, the projection on the ball of radius ``max_norm``.
@@ -190,7 +189,7 @@ def clip_by_global_norm(grads: Any, max_norm: float, *, ord: float = 2, **how: A
     return _new(grads, GlobalNorm(max_norm, ord), how, "clip_by_global_norm")
 
 
-def clip_by_global_norm_(grads: Any, max_norm: float, *, ord: float = 2, **how: Any) -> ClipInfo:
+def clip_by_global_norm_(grads: Any, max_norm: float, *, ord: float = 2, **how: Unpack[Common]) -> ClipInfo:
     """``clip_by_global_norm``, in place; the gradients may mix frameworks and dtypes.
 
     Examples
@@ -205,16 +204,17 @@ def clip_by_global_norm_(grads: Any, max_norm: float, *, ord: float = 2, **how: 
 
 
 def clip_by_group_norm(
-    grads: Any, max_norm: float | Mapping[Any, float], *, groups: Groups, ord: float = 2, **how: Any
+    grads: Any, max_norm: float | Mapping[Any, float | None], *, groups: Groups, ord: float = 2, **how: Unpack[Common]
 ) -> tuple[Any, ClipInfo]:
     """Shrink each group of arrays so that its norm is at most its ``max_norm``.
 
     Parameters
     ----------
     grads, **how : see ``clip``.
-    max_norm : one bound for all groups, or ``{group: bound}``.
+    max_norm : one bound for all groups, or ``{group: bound}``; None leaves a group alone.
     groups : ``{group: [path, ...]}``, naming every path once, or a function from a path to its
-        group. A path is ``"encoder.layers.0.weight"``: the keys from the outside in.
+        group. A path is ``"encoder.layers.0.weight"``: keys, field names and list indices from
+        the outside in (a None keeps its index; of equal paths the second is ``"a.b#2"``).
     ord : of the norms, 1 ≤ p ≤ inf.
 
     Raises
@@ -234,13 +234,13 @@ def clip_by_group_norm(
 
 
 def clip_by_group_norm_(
-    grads: Any, max_norm: float | Mapping[Any, float], *, groups: Groups, ord: float = 2, **how: Any
+    grads: Any, max_norm: float | Mapping[Any, float | None], *, groups: Groups, ord: float = 2, **how: Unpack[Common]
 ) -> ClipInfo:
     """``clip_by_group_norm``, in place."""
     return _in_place(grads, GroupNorm(max_norm, groups, ord), how, "clip_by_group_norm_")
 
 
-def clip_by_norm(grads: Any, max_norm: float, *, ord: float = 2, **how: Any) -> tuple[Any, ClipInfo]:
+def clip_by_norm(grads: Any, max_norm: float, *, ord: float = 2, **how: Unpack[Common]) -> tuple[Any, ClipInfo]:
     """Shrink each array on its own so that its norm is at most ``max_norm`` (per-parameter clipping).
 
     ``g_i ← g_i · min(1, max_norm / ‖g_i‖)`` for each array i: the direction of each array is
@@ -256,12 +256,12 @@ def clip_by_norm(grads: Any, max_norm: float, *, ord: float = 2, **how: Any) -> 
     return _new(grads, ArrayNorm(max_norm, ord), how, "clip_by_norm")
 
 
-def clip_by_norm_(grads: Any, max_norm: float, *, ord: float = 2, **how: Any) -> ClipInfo:
+def clip_by_norm_(grads: Any, max_norm: float, *, ord: float = 2, **how: Unpack[Common]) -> ClipInfo:
     """``clip_by_norm``, in place."""
     return _in_place(grads, ArrayNorm(max_norm, ord), how, "clip_by_norm_")
 
 
-def clip_by_value(grads: Any, limit: Limit, **how: Any) -> tuple[Any, ClipInfo]:
+def clip_by_value(grads: Any, limit: float | tuple[float, float], **how: Unpack[Common]) -> tuple[Any, ClipInfo]:
     """Clamp every element to ``[low, high]``: the Euclidean projection on a box.
 
     ``g_i ← min(max(g_i, low), high)``
@@ -287,13 +287,13 @@ def clip_by_value(grads: Any, limit: Limit, **how: Any) -> tuple[Any, ClipInfo]:
     return _new(grads, Value(limit), how, "clip_by_value")
 
 
-def clip_by_value_(grads: Any, limit: Limit, **how: Any) -> ClipInfo:
+def clip_by_value_(grads: Any, limit: float | tuple[float, float], **how: Unpack[Common]) -> ClipInfo:
     """``clip_by_value``, in place. Arrays without an element beyond the limit are not written."""
     return _in_place(grads, Value(limit), how, "clip_by_value_")
 
 
 def adaptive_clip(
-    grads: Any, params: Any, clipping: float = 0.01, *, eps: float = 1e-3, axis: Axis, **how: Any
+    grads: Any, params: Any, clipping: float = 0.01, *, eps: float = 1e-3, axis: Axis, **how: Unpack[Common]
 ) -> tuple[Any, ClipInfo]:
     """Adaptive gradient clipping (AGC): each unit within ``clipping`` times its weights' norm.
 
@@ -334,16 +334,16 @@ def adaptive_clip(
 
 
 def adaptive_clip_(
-    grads: Any, params: Any, clipping: float = 0.01, *, eps: float = 1e-3, axis: Axis, **how: Any
+    grads: Any, params: Any, clipping: float = 0.01, *, eps: float = 1e-3, axis: Axis, **how: Unpack[Common]
 ) -> ClipInfo:
     """``adaptive_clip``, in place."""
     return _in_place(grads, UnitNorm(params, clipping, eps, axis=axis), how, "adaptive_clip_")
 
 
-def _new(grads: Any, rule: Rule, how: dict[str, Any], asked: str) -> tuple[Any, ClipInfo]:
+def _new(grads: Any, rule: Rule, how: Common, asked: str) -> tuple[Any, ClipInfo]:
     outcome = run(grads, rule, How.of(how), asked, "new")
     return finish(outcome.cargo, outcome.arrays), outcome.info
 
 
-def _in_place(grads: Any, rule: Rule, how: dict[str, Any], asked: str) -> ClipInfo:
+def _in_place(grads: Any, rule: Rule, how: Common, asked: str) -> ClipInfo:
     return run(grads, rule, How.of(how), asked, "memory").info

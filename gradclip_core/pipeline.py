@@ -159,14 +159,15 @@ def refuse_complex(cargo: Cargo, asked: str, rule: Rule) -> None:
         if docked.is_complex:
             raise UnsupportedArrayError(
                 f"{asked}, array '{cargo.first_path(i)}'",
-                "it is complex, which has a meaning for norms with ord=2 alone",
-                "Use ord=2, or pass its real and imaginary parts",
+                "it is complex, and complex numbers have no order and no norm but that with ord=2",
+                "Clip by a norm with ord=2, or pass its real and imaginary parts",
             )
 
 
 def _prepare(cargo: Cargo, rule: Rule, how: How) -> list[_Stage]:
     """Everything that can be refused, refused before the first write of the first stage."""
-    site = Site(cargo.first_paths(), [docked.shape for docked in cargo.arrays])
+    shapes = [docked.shape for docked in cargo.arrays]
+    site = Site(cargo.first_paths(), shapes, cargo.tree.empty_paths, cargo.tree.lengths)
     stages = []
     for number, part in enumerate(rule.stages):
         axes = [part.unit_axes(path, shape) for path, shape in zip(site.paths, site.shapes, strict=True)]
@@ -244,13 +245,6 @@ def _report(
     ids = _array_ids(first.rows)
     norm = float(scope_norms(first.measured, np.zeros_like(ids), 1).value(inverse)[0])
 
-    def by_path(values: Sequence[float]) -> dict[str, float]:
-        return {path: float(values[i]) for i, path in zip(cargo.index, cargo.tree.paths, strict=True)}
-
-    @ieee_arithmetic
-    def norms() -> dict[str, float]:
-        return by_path(list(scope_norms(first.measured, ids, first.rows.size).value(inverse)))
-
     @ieee_arithmetic
     def factors() -> FloatArray:
         product = np.ones(len(cargo.arrays))
@@ -260,9 +254,17 @@ def _report(
             product *= np.where(np.isposinf(smallest), 1.0, smallest)  # an array without elements
         return product
 
-    def culprits() -> list[str]:
+    @ieee_arithmetic
+    def details() -> tuple[dict[str, float], dict[str, float], list[str]]:
+        norms = scope_norms(first.measured, ids, first.rows.size).value(inverse).tolist()
+        scales = factors().tolist()
         counts = np.bincount(ids, first.measured.nonfinite, first.rows.size)
-        return [path for i, path in zip(cargo.index, cargo.tree.paths, strict=True) if counts[i]]
+        leaves = list(zip(cargo.index, cargo.tree.paths, strict=True))
+        return (
+            {path: norms[i] for i, path in leaves},
+            {path: scales[i] for i, path in leaves},
+            [path for i, path in leaves if counts[i]],
+        )
 
     smallest = float(np.min(factors())) if cargo.arrays else inverse
     return ClipInfo(
@@ -274,9 +276,7 @@ def _report(
         nonfinite=int(first.measured.nonfinite.sum()),
         backend=backend,
         passed_over=passed,
-        _norms=norms,
-        _scales=lambda: by_path(list(factors())),
-        _culprits=culprits,
+        _details=details,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gradclip_core import validate
-from gradclip_core.errors import InvalidArgumentError
+from gradclip_core.errors import InvalidArgumentError, show
 from gradclip_core.plan import Scopes
 from gradclip_core.protocol import IntArray
 
@@ -23,6 +23,10 @@ class Site:
 
     paths: list[str]
     shapes: list[tuple[int, ...]]
+    empty: list[str]
+    """The paths at which there is None, this time."""
+    lengths: Mapping[str, int]
+    """The path of each list -> how many entries it has."""
 
 
 class Rule:
@@ -94,7 +98,7 @@ class ArrayNorm(_OneLimit):
 class GroupNorm(NormRule):
     """Each group of arrays on its own. See ``clip_by_group_norm``."""
 
-    max_norm: float | Mapping[Any, float]
+    max_norm: float | Mapping[Any, float | None]
     groups: Mapping[Any, Sequence[str]] | Callable[[str], Any]
     ord: float = 2
 
@@ -103,7 +107,7 @@ class GroupNorm(NormRule):
         object.__setattr__(self, "ord", validate.order(self.ord))
         if not (callable(self.groups) or isinstance(self.groups, Mapping)):
             raise InvalidArgumentError(
-                f"groups={self.groups!r}",
+                f"groups={show(self.groups)}",
                 f"a {type(self.groups).__name__} names no groups",
                 "Pass {group: [path, ...]}, or a function from a path to its group",
             )
@@ -115,46 +119,56 @@ class GroupNorm(NormRule):
 
     def scopes(self, site: Site, rows: IntArray) -> Scopes:
         """A scope for each group, in the order in which the gradients first name it."""
-        names = self._names(site.paths)
+        names = self._names(site)
         known: dict[Any, int] = {}
         ids = np.array([known.setdefault(name, len(known)) for name in names], np.int64)
         if isinstance(self.max_norm, Mapping):
-            self._check_limits(set(known))
+            self._check_limits(set(known), site)
             limits = [self.max_norm[name] for name in known]
         else:
             limits = [self.max_norm] * len(known)
         return Scopes(np.repeat(ids, rows), np.array(limits, np.float64))
 
-    def _names(self, paths: list[str]) -> list[Any]:
+    def _names(self, site: Site) -> list[Any]:
         if not isinstance(self.groups, Mapping):
-            return [_hashable(self.groups(path), f"groups('{path}')") for path in paths]
+            return [_hashable(self.groups(path), f"groups('{path}')") for path in site.paths]
         found: dict[str, Any] = {}
         for group, members in self.groups.items():
             if not isinstance(members, Iterable):
                 seen = f"a {type(members).__name__} names no paths"
-                raise InvalidArgumentError(f"groups[{group!r}]={members!r}", seen, "Pass {group: [path, ...]}")
+                raise InvalidArgumentError(f"groups[{group!r}]={show(members)}", seen, "Pass {group: [path, ...]}")
             for path in [members] if isinstance(members, str) else members:
                 if _hashable(path, f"groups[{group!r}]") in found:
                     seen = f"'{path}' is in group {found[path]!r} and in group {group!r}"
                     raise InvalidArgumentError("groups", seen, "Put each path into one group")
                 found[path] = group
-        if unknown := [path for path in found if path not in set(paths)]:
-            seen = f"there is no gradient at {', '.join(map(repr, unknown[:5]))}"
-            raise InvalidArgumentError("groups", seen, f"Paths here look like {', '.join(map(repr, paths[:5]))}")
-        if missing := [path for path in paths if path not in found]:
-            seen = f"{', '.join(map(repr, missing[:5]))} of the gradients are in no group"
+        there = {*site.paths, *site.empty}
+        if unknown := [path for path in found if path not in there]:
+            seen = f"there is no gradient at {_some(unknown)}"
+            raise InvalidArgumentError("groups", seen, f"Paths here look like {_some(site.paths)}")
+        if missing := [path for path in site.paths if path not in found]:
+            seen = f"{_some(missing)} of the gradients are in no group"
             raise InvalidArgumentError("groups", seen, "Name every path, or pass a function from a path to its group")
-        return [found[path] for path in paths]
+        return [found[path] for path in site.paths]
 
-    def _check_limits(self, groups: set[Any]) -> None:
+    def _check_limits(self, groups: set[Any], site: Site) -> None:
         assert isinstance(self.max_norm, Mapping)
         if missing := [group for group in groups if group not in self.max_norm]:
             seen = f"there is no threshold for {', '.join(sorted(map(repr, missing)))}"
-            raise InvalidArgumentError("max_norm", seen, "Give one for every group, or one number for all")
-        declared = set(self.groups) if isinstance(self.groups, Mapping) else groups
+            raise InvalidArgumentError(
+                "max_norm", seen, "Give one for every group (None to leave it alone), or a number"
+            )
+        if isinstance(self.groups, Mapping):
+            declared = set(self.groups)
+        else:
+            declared = groups | {self.groups(path) for path in site.empty}
         if unknown := [group for group in self.max_norm if group not in declared]:
             seen = f"there is no group {', '.join(sorted(map(repr, unknown)))}"
             raise InvalidArgumentError("max_norm", seen, "Take it out, or put gradients into that group")
+
+
+def _some(paths: Sequence[str]) -> str:
+    return ", ".join(map(repr, paths[:5]))
 
 
 def _hashable(name: Any, asked: str) -> Any:
@@ -163,7 +177,7 @@ def _hashable(name: Any, asked: str) -> Any:
         hash(name)
     except TypeError as error:
         seen = f"a {type(name).__name__} cannot be a name ({error})"
-        raise InvalidArgumentError(f"{asked}={name!r}", seen, "Name groups and paths by strings") from error
+        raise InvalidArgumentError(f"{asked}={show(name)}", seen, "Name groups and paths by strings") from error
     return name
 
 
@@ -216,7 +230,7 @@ class Chain(Rule):
 def checked_rule(asked: str, rule: Any) -> Rule:
     """``rule``, if it is one."""
     if not isinstance(rule, Rule):
-        raise InvalidArgumentError(
-            f"{asked}, rule={rule!r}", f"a {type(rule).__name__} is no rule", "Pass one, such as GlobalNorm(1.0)"
-        )
+        several = isinstance(rule, (list, tuple)) and all(isinstance(part, Rule) for part in rule)
+        cure = "Pass Chain(rule, rule), not a list" if several else "Pass one, such as GlobalNorm(1.0)"
+        raise InvalidArgumentError(f"{asked}, rule={show(rule)}", f"a {type(rule).__name__} is no rule", cure)
     return rule

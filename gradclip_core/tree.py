@@ -46,11 +46,22 @@ class Tree:
     def paths(self) -> list[str]:
         """Each leaf's path, such as ``"encoder.layers.0.weight"``; a bare array's is ``"0"``."""
         if self._paths is None:
-            found = ["0"] if self.root is _LEAF else list(_paths(self.root, ""))
+            found = ["0"] if self.root is _LEAF else [path for path, node in _nodes(self.root, "") if node is _LEAF]
             if len(set(found)) < len(found):
                 found = _numbered(found)
             self._paths = found
         return self._paths
+
+    @property
+    def empty_paths(self) -> list[str]:
+        """The paths at which there is None."""
+        return [path for path, node in _nodes(self.root, "") if node is None]
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """The path of each list-like container -> how many children it has, None among them."""
+        nodes = (("", self.root), *_nodes(self.root, ""))
+        return {path: len(node.names) for path, node in nodes if node and list(node.names) == _numbers(node)}
 
     def rebuild(self, leaves: Sequence[Any]) -> Any:
         """The container again, of the same types, around other leaves."""
@@ -197,14 +208,17 @@ def _registered_node(x: Any) -> tuple[list[Any], Callable[[list[Any]], Any]] | N
     return None
 
 
-def _paths(node: Node | None, prefix: str) -> Iterator[str]:
+def _nodes(node: Node | None, prefix: str) -> Iterator[tuple[str, Node | None]]:
+    """Every child below a node with its path, leaves and Nones included, in order."""
     if node is None:
         return
     for name, child in zip(node.names, node.children, strict=True):
-        if child is _LEAF:
-            yield prefix + name
-        else:
-            yield from _paths(child, f"{prefix}{name}.")
+        yield prefix + name, child
+        yield from _nodes(child, f"{prefix}{name}.")
+
+
+def _numbers(node: Node) -> list[str]:
+    return [str(i) for i in range(len(node.names))]
 
 
 def _numbered(paths: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ library, so ``axis`` has no default.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +17,13 @@ import numpy as np
 from gradclip_core import validate
 from gradclip_core.arrays.dock import Cargo, unload
 from gradclip_core.arrays.layout import flatten_memory
-from gradclip_core.errors import InvalidArgumentError
+from gradclip_core.errors import InvalidArgumentError, show
 from gradclip_core.norms import scope_norms
 from gradclip_core.passes import choose, measure
 from gradclip_core.plan import Scopes
 from gradclip_core.protocol import FloatArray, IntArray
 from gradclip_core.rules import NormRule, Site
+from gradclip_core.tree import flatten
 
 Axis = int | tuple[int, ...] | str | None | Callable[[str, tuple[int, ...]], int | tuple[int, ...] | None]
 
@@ -44,7 +45,9 @@ def _integers(axis: Any) -> tuple[int, ...]:
             raise TypeError("a bool is no axis")
         return tuple(operator.index(a) for a in axes)
     except TypeError as error:
-        raise InvalidArgumentError(f"axis={axis!r}", f"it names neither axes nor a layout ({error})", _CURE) from error
+        raise InvalidArgumentError(
+            f"axis={show(axis)}", f"it names neither axes nor a layout ({error})", _CURE
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,9 @@ class UnitNorm(NormRule):
     axis: Axis = field(kw_only=True)
 
     def __post_init__(self) -> None:
+        if isinstance(self.params, Iterator):  # a rule is used again and again
+            leaves, tree = flatten(self.params)
+            object.__setattr__(self, "params", tree.rebuild(leaves))
         object.__setattr__(self, "clipping", validate.positive("clipping", self.clipping))
         object.__setattr__(self, "eps", validate.positive("eps", self.eps))
         if self.axis is not None and not callable(self.axis) and self.axis not in _LAYOUTS:
@@ -80,7 +86,7 @@ class UnitNorm(NormRule):
         reduced = {a % ndim for a in axes}
         if len(reduced) < len(axes) or not all(-ndim <= a < ndim for a in axes):
             seen = f"array '{path}' has shape {shape}, which has no such axes"
-            raise InvalidArgumentError(f"axis={axis!r}", seen, _CURE)
+            raise InvalidArgumentError(f"axis={show(axis)}", seen, _CURE)
         return tuple(sorted(reduced))
 
     def scopes(self, site: Site, rows: IntArray) -> Scopes:
@@ -112,6 +118,15 @@ class UnitNorm(NormRule):
 
     @staticmethod
     def _match(params: Cargo, site: Site) -> list[int]:
+        for path, length in site.lengths.items():
+            if params.tree.lengths.get(path, length) != length:
+                where = f"at '{path}' " if path else ""
+                counts = f"{params.tree.lengths[path]} parameters and {length} gradients"
+                raise InvalidArgumentError(
+                    "adaptive_clip, params",
+                    f"{where}there are {counts}, which are paired by position",
+                    "Keep a None where a parameter has no gradient: [p.grad for p in params]",
+                )
         by_path = dict(zip(params.tree.paths, params.index, strict=True))
         for path, shape in zip(site.paths, site.shapes, strict=True):
             if path not in by_path:

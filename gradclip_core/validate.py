@@ -5,25 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
-from gradclip_core.errors import InvalidArgumentError
+from gradclip_core.errors import InvalidArgumentError, show
 from gradclip_core.precision.nonfinite import POLICIES
 
 
 def number(name: str, value: Any, cure: str) -> float:
     """``value`` as a float; anything that holds exactly one real number will do."""
     if isinstance(value, (bool, np.bool_, str, bytes, bytearray)) or value is None:
-        raise InvalidArgumentError(f"{name}={value!r}", f"a {type(value).__name__} is no number", cure)
+        raise InvalidArgumentError(f"{name}={show(value)}", f"a {type(value).__name__} is no number", cure)
     if getattr(value, "ndim", 0):
-        raise InvalidArgumentError(f"{name}={value!r}", f"it is an array of shape {tuple(value.shape)}", cure)
+        raise InvalidArgumentError(f"{name}={show(value)}", f"it is an array of shape {tuple(value.shape)}", cure)
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         seen = f"a {type(value).__name__} cannot be read as one number ({error})"
-        raise InvalidArgumentError(f"{name}={value!r}", seen, cure) from error
+        raise InvalidArgumentError(f"{name}={show(value)}", seen, cure) from error
 
 
 def threshold(name: str, value: Any) -> float:
@@ -31,13 +31,13 @@ def threshold(name: str, value: Any) -> float:
     cure = "Pass a finite number > 0 (0 sets every gradient to zero)"
     bound = number(name, value, cure)
     if math.isnan(bound):
-        raise InvalidArgumentError(f"{name}={value!r}", "it is NaN, and no gradient is within NaN", cure)
+        raise InvalidArgumentError(f"{name}={show(value)}", "it is NaN, and no gradient is within NaN", cure)
     if bound < 0:
         seen = "no gradient is within a negative bound, and a factor of it would flip the sign of every element"
-        raise InvalidArgumentError(f"{name}={value!r}", seen, cure)
+        raise InvalidArgumentError(f"{name}={show(value)}", seen, cure)
     if math.isinf(bound):
         seen = "an infinite bound clips nothing"
-        raise InvalidArgumentError(f"{name}={value!r}", seen, f"{cure}; to measure only, call global_norm")
+        raise InvalidArgumentError(f"{name}={show(value)}", seen, f"{cure}; to measure only, call global_norm")
     return bound + 0.0  # -0.0 is 0
 
 
@@ -46,7 +46,7 @@ def positive(name: str, value: Any) -> float:
     cure = "Pass a finite number > 0"
     checked = number(name, value, cure)
     if not (math.isfinite(checked) and checked > 0):
-        raise InvalidArgumentError(f"{name}={value!r}", "it is not finite and > 0", cure)
+        raise InvalidArgumentError(f"{name}={show(value)}", "it is not a finite number > 0", cure)
     return checked
 
 
@@ -55,7 +55,9 @@ def order(value: Any) -> float:
     cure = "Pass 1, 2, math.inf, or any p >= 1"
     ord = number("ord", value, cure)
     if not ord >= 1:
-        raise InvalidArgumentError(f"ord={value!r}", "below 1 there is no norm (the triangle inequality fails)", cure)
+        raise InvalidArgumentError(
+            f"ord={show(value)}", "below 1 there is no norm (the triangle inequality fails)", cure
+        )
     return ord
 
 
@@ -64,22 +66,45 @@ def interval(limit: Any) -> tuple[float, float]:
     cure = "Pass a finite v >= 0 for [-v, v], or (low, high) with low <= high"
     if not (isinstance(limit, (tuple, list)) and len(limit) == 2):
         if isinstance(limit, (tuple, list)):
-            raise InvalidArgumentError(f"limit={limit!r}", f"it has {len(limit)} entries", cure)
-        bound = threshold("limit", limit)
-        return -bound, bound
+            raise InvalidArgumentError(f"limit={show(limit)}", f"it has {len(limit)} entries", cure)
+        bound = number("limit", limit, cure)
+        if not 0 <= bound < math.inf:
+            raise InvalidArgumentError(f"limit={show(limit)}", "[-v, v] is empty or endless for such a v", cure)
+        return -bound, bound + 0.0
     low, high = number("limit[0]", limit[0], cure), number("limit[1]", limit[1], cure)
     if math.isnan(low) or math.isnan(high) or low > high:
-        raise InvalidArgumentError(f"limit={limit!r}", "low is not <= high", cure)
+        raise InvalidArgumentError(f"limit={show(limit)}", "low is not <= high", cure)
     if low == math.inf or high == -math.inf or (low, high) == (-math.inf, math.inf):
-        raise InvalidArgumentError(f"limit={limit!r}", "no finite number is left, or none is cut off", cure)
+        raise InvalidArgumentError(f"limit={show(limit)}", "no finite number is left, or none is cut off", cure)
     return low, high
 
 
 def mapping_or_number(name: str, value: Any) -> float | dict[Any, float]:
     """One threshold, or one for each group."""
     if isinstance(value, Mapping):
-        return {group: threshold(f"{name}[{group!r}]", bound) for group, bound in value.items()}
+        # None: measured, and left alone.
+        return {
+            group: math.inf if bound is None else threshold(f"{name}[{group!r}]", bound)
+            for group, bound in value.items()
+        }
     return threshold(name, value)
+
+
+# What other libraries call it.
+_ELSEWHERE = {
+    "clip_norm": "The bound is called max_norm here",
+    "clip_value": "The bound is called limit here",
+    "error_if_nonfinite": "Here nonfinite='raise' is the default, and 'propagate' is torch's",
+    "norm_type": "The order of the norm is called ord here",
+}
+
+
+class Common(TypedDict, total=False):
+    """The keywords that every public function takes."""
+
+    loss_scale: float
+    nonfinite: str
+    backend: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +116,12 @@ class How:
     backend: str | None = None
 
     @classmethod
-    def of(cls, keywords: dict[str, Any]) -> How:
+    def of(cls, keywords: Mapping[str, Any]) -> How:
         """From the keywords that a public function did not name itself."""
         if unknown := sorted(set(keywords) - set(cls.__slots__)):
-            raise InvalidArgumentError(
-                f"{unknown[0]}={keywords[unknown[0]]!r}",
-                "there is no such argument",
-                "The common arguments are loss_scale, nonfinite and backend",
-            )
+            cure = "The common arguments are loss_scale, nonfinite and backend"
+            cure = _ELSEWHERE.get(unknown[0], cure)
+            raise InvalidArgumentError(f"{unknown[0]}={show(keywords[unknown[0]])}", "there is no such argument", cure)
         return cls(**keywords)
 
     def __post_init__(self) -> None:
@@ -106,18 +129,18 @@ class How:
         # 1/loss_scale has to be a normal float64, or unscaling would lose bits.
         if not 2.0**-1022 <= scale <= 2.0**1022:
             raise InvalidArgumentError(
-                f"loss_scale={self.loss_scale!r}",
+                f"loss_scale={show(self.loss_scale)}",
                 "its reciprocal is no normal float64",
                 "Pass the scale that the loss was multiplied with",
             )
         object.__setattr__(self, "loss_scale", scale)
         if not isinstance(self.nonfinite, str) or self.nonfinite not in POLICIES:
             raise InvalidArgumentError(
-                f"nonfinite={self.nonfinite!r}", "there is no such policy", f"Pass one of {', '.join(POLICIES)}"
+                f"nonfinite={show(self.nonfinite)}", "there is no such policy", f"Pass one of {', '.join(POLICIES)}"
             )
         if self.backend is not None and not isinstance(self.backend, str):
             raise InvalidArgumentError(
-                f"backend={self.backend!r}", "it is no name", "Pass a name from the registry, or None"
+                f"backend={show(self.backend)}", "it is no name", "Pass a name from the registry, or None"
             )
 
     @property

@@ -87,6 +87,8 @@ def _find_door(leaf: Any, asked: str, tree: Tree, position: int) -> Door:
             cure = "Pass its gradients: [p.grad for p in module.parameters()]"
         elif "jax" in sys.modules and issubclass(kind, sys.modules["jax"].core.Tracer):
             cure = "Clip outside jit, grad and vmap, on the arrays that they return"
+        elif isinstance(leaf, str):
+            cure = "Pass the arrays alone, or a dict of them: {name: p.grad for name, p in model.named_parameters()}"
         else:
             cure = "Pass NumPy arrays, PyTorch tensors, or objects with __dlpack__"
         raise UnsupportedArrayError(f"{asked}, leaf '{path}'", f"a {kind.__module__}.{kind.__name__} is no array", cure)
@@ -95,10 +97,16 @@ def _find_door(leaf: Any, asked: str, tree: Tree, position: int) -> Door:
 
 
 def _refuse_parameter(leaf: Any, door: Door) -> None:
-    """The classical slip: ``model.parameters()`` where the gradients were meant."""
-    if door is numpy_door.DOOR or door is dlpack_door.DOOR:
+    """Tensors that autograd knows: ``model.parameters()`` in place of the gradients, or a graph's own."""
+    if door is numpy_door.DOOR or door is dlpack_door.DOOR or not leaf.requires_grad:
         return
-    if leaf.requires_grad and leaf.is_leaf and leaf.grad is not None:
+    if not leaf.is_leaf and sys.modules["torch"].is_grad_enabled():
+        raise Refused(
+            InvalidArgumentError,
+            "it is part of an autograd graph, which would take the clipped values for the unclipped ones",
+            "Clip under torch.no_grad(), or pass x.detach(); multiply by plan.scale to differentiate through it",
+        )
+    if leaf.is_leaf and leaf.grad is not None:
         raise Refused(
             InvalidArgumentError,
             "it is a parameter that has a gradient, so its weights would be clipped and its gradient not",
@@ -124,12 +132,12 @@ def _check_writable(cargo: Cargo, asked: str) -> None:
             raise ReadOnlyError(
                 f"{asked}, array '{cargo.first_path(i)}'",
                 docked.read_only,
-                f"Use {asked.rstrip('_')}, which returns new arrays" if asked.endswith("_") else "Pass a copy",
+                f"Use {asked.rstrip('_')}, which returns new arrays",
             )
         if overlaps_itself(docked):
             raise UnsafeMemoryError(
                 f"{asked}, array '{cargo.first_path(i)}'",
                 f"several of its elements are the same memory (strides {docked.strides} bytes), "
                 "which in place would be scaled more than once",
-                f"Use {asked.rstrip('_')}, which returns new arrays, or pass a copy",
+                f"Use {asked.rstrip('_')}, which returns new arrays",
             )

@@ -59,7 +59,7 @@ class TorchDoor:
             raise Refused(
                 UnsafeMemoryError,
                 "its memory holds the values before a lazy negation or conjugation",
-                "Pass x.resolve_neg().resolve_conj()",
+                "Put plain memory in its place first: p.grad = p.grad.resolve_neg().resolve_conj()",
             )
         docked.pointer = _pointer(x)
         return docked
@@ -126,14 +126,14 @@ def _plain(x: Any) -> Any:
 def _refuse_layout(x: Any) -> Refused:
     layout = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
     cures = {
-        "sparse_coo": "Pass x.coalesce().values(): the norm of a coalesced tensor is that of its values",
+        "sparse_coo": "Put it in its place coalesced, p.grad = p.grad.coalesce(), and pass p.grad.values()",
         "nested": "Pass x.values(), or its parts",
-        "_mkldnn": "Pass x.to_dense()",
+        "_mkldnn": "Put it in its place dense: p.grad = p.grad.to_dense()",
     }
     return Refused(
         UnsupportedArrayError,
         f"its layout is {layout}, not strided",
-        cures.get(layout, "Pass x.values(), or x.to_dense()"),
+        cures.get(layout, "Pass x.values(), or put it in its place dense: p.grad = p.grad.to_dense()"),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tests.cli.helpers import BFLOAT16, FLOATS, Arrays, gradients, load, refused
 FORMATS = (".npz", ".safetensors")
 
 
-def expected(arrays: Arrays, rule: gc.GlobalNorm | gc.ArrayNorm | gc.Value, **how: object) -> Arrays:
+def expected(arrays: Arrays, rule: gc.GlobalNorm | gc.ArrayNorm | gc.Value, **how: Any) -> Arrays:
     floats = {name: x for name, x in arrays.items() if x.dtype.kind == "f" or x.dtype == BFLOAT16}
     return {**arrays, **gc.clip(floats, rule, **how)[0]}
 

@@ -18,13 +18,15 @@ from tests.refusals import Array, grads, refuses
 @pytest.mark.parametrize("name", ["clip", "clip_", "plan"])
 @pytest.mark.parametrize("bad", [None, 1.0, "GlobalNorm", gc.GlobalNorm, [gc.GlobalNorm(1.0)], gc.clip_by_norm, object])
 def test_what_is_no_rule(name: str, bad: Any) -> None:
-    with refuses(f"{name}, rule=", f"a {type(bad).__name__} is no rule", "GlobalNorm(1.0)") as given:
+    cure = "Pass Chain(rule, rule), not a list" if isinstance(bad, list) else "GlobalNorm(1.0)"
+    with refuses(f"{name}, rule=", f"a {type(bad).__name__} is no rule", cure) as given:
         getattr(gc, name)(given, bad)
 
 
 @pytest.mark.parametrize("bad", [None, 1.0, gc.Value, "x", [gc.Value(1.0)]])
 def test_chains_of_nonsense(bad: Any) -> None:
-    with refuses("Chain, rule=", f"a {type(bad).__name__} is no rule", "GlobalNorm(1.0)"):
+    cure = "Chain(rule, rule)" if isinstance(bad, list) else "GlobalNorm(1.0)"
+    with refuses("Chain, rule=", f"a {type(bad).__name__} is no rule", cure):
         gc.Chain(gc.GlobalNorm(1.0), bad)
     with refuses("Chain()", "it has no rules", "Pass at least one"):
         gc.Chain()
@@ -63,7 +65,7 @@ def test_a_plan_of_many_factors_has_no_scale() -> None:
 def test_complex_arrays_where_they_have_no_meaning() -> None:
     rules = [gc.Value(1.0), gc.GlobalNorm(1.0, ord=1), gc.ArrayNorm(1.0, ord=math.inf)]
     for rule in [*rules, gc.Chain(gc.GlobalNorm(1.0), gc.Value(1.0))]:
-        with refuses("clip_, array 'z'", "complex", "Use ord=2", gc.UnsupportedArrayError) as given:
+        with refuses("clip_, array 'z'", "complex", "a norm with ord=2", gc.UnsupportedArrayError) as given:
             gc.clip_({**given, "z": np.ones(2, np.complex64)}, rule)
 
 

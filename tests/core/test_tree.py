@@ -303,9 +303,10 @@ def test_leaves_that_are_no_arrays(leaf: Any, kind: str) -> None:
     """Named by their path; a string is not a sequence of strings."""
     first = a(30.0, 40.0)
     seen = f"a {kind} is no array"
-    refused(leaf, "leaf '0'", seen, "Pass NumPy arrays", error=gc.UnsupportedArrayError)
-    refused({"w": first, "x": [leaf]}, "leaf 'x.0'", seen, "__dlpack__", error=gc.UnsupportedArrayError)
-    refused(Layer(first, leaf), "leaf 'bias'", seen, "tensors", error=gc.UnsupportedArrayError)
+    cure = "{name: p.grad for name, p in" if isinstance(leaf, str) else "Pass NumPy arrays"
+    refused(leaf, "leaf '0'", seen, cure, error=gc.UnsupportedArrayError)
+    refused({"w": first, "x": [leaf]}, "leaf 'x.0'", seen, "arrays", error=gc.UnsupportedArrayError)
+    refused(Layer(first, leaf), "leaf 'bias'", seen, "arrays", error=gc.UnsupportedArrayError)
     np.testing.assert_array_equal(first, [30.0, 40.0])
 
 

@@ -304,3 +304,17 @@ def test_nothing_here_imports_torch(imported: str) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-c", program], env=environment, check=False, timeout=120)
     assert done.returncode == (1 if imported else 0)
+
+
+@pytest.mark.parametrize("function", [gc.clip_by_norm, gc.clip_by_norm_, gc.plan])
+def test_a_graph_s_own_tensor_is_refused_while_autograd_records(function: Any) -> None:
+    """Its backward would take the clipped values for the unclipped ones, or lose the graph."""
+    x = torch.ones(3, requires_grad=True)
+    (g,) = torch.autograd.grad((x**3).sum(), x, create_graph=True)
+    rule = gc.ArrayNorm(1.0) if function is gc.plan else 1.0
+    with pytest.raises(gc.InvalidArgumentError, match=r"part of an autograd graph.*torch.no_grad"):
+        function([g], rule)
+    assert g.tolist() == [3.0, 3.0, 3.0]
+    with torch.no_grad():
+        function([g], rule)
+    function([g.detach()], rule)

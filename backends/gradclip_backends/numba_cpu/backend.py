@@ -85,6 +85,10 @@ class NumbaCpuBackend:
             reasons.append(f"it has no {', '.join(unknown)}")
         if sys.byteorder != "little":
             reasons.append("this machine is big-endian")
+        try:
+            pool.threads()
+        except ValueError as error:
+            reasons.append(str(error))
         return reasons
 
     def measure(self, buffers: Sequence[Buffer], what: What) -> Measurements:

@@ -22,8 +22,12 @@ _lock = threading.Lock()
 
 def threads() -> int:
     """How many threads a large call uses: GRADCLIP_NUM_THREADS, or the processors of this process."""
-    asked = os.environ.get("GRADCLIP_NUM_THREADS", "")
-    if asked.isdigit() and int(asked) > 0:
+    asked = os.environ.get("GRADCLIP_NUM_THREADS")
+    if asked:
+        if not asked.isdigit() or int(asked) == 0:
+            raise ValueError(
+                f"GRADCLIP_NUM_THREADS={asked!r} is no number of threads: set it to 1 or more, or unset it"
+            )
         return int(asked)
     try:
         return len(os.sched_getaffinity(0))
