@@ -43,7 +43,7 @@ def command(
 ) -> None:
     """Clip the gradients in a .safetensors or .npz file.
 
-    The output replaces what was there, whole or not at all. Arrays of integers and booleans, and
+    The output replaces what was there, whole or not at all. Arrays of other dtypes, and
     the metadata of a .safetensors file, are passed through.
     """
     rule = _rule(max_norm, value, per_array, ord)
@@ -71,10 +71,7 @@ def _rule(max_norm: float | None, value: float | None, per_array: bool, ord: flo
 def _report(tensors: Tensors, info: gc.ClipInfo, rule: Rule, out: Path) -> None:
     gradients = tensors.gradients()
     by_value = isinstance(rule, gc.Value)
-    if by_value:
-        last = [gc.global_norm([x]) for x in gradients.values()]
-    else:
-        last = [1.0 if info.skipped else factor for factor in info.scales.values()]
+    last = [gc.global_norm([x]) for x in gradients.values()] if by_value else list(info.scales.values())
     rows = [
         (name, x.dtype.name, str(x.shape), f"{norm:.6g}", f"{number:.6g}")
         for (name, x), norm, number in zip(gradients.items(), info.norms.values(), last, strict=True)
@@ -84,7 +81,7 @@ def _report(tensors: Tensors, info: gc.ClipInfo, rule: Rule, out: Path) -> None:
         table("", columns, ("norm", *columns[4:]), rows)
     if info.nonfinite:
         shown = ", ".join(f"'{path}'" for path in info.culprits[:8]) + (", ..." if len(info.culprits) > 8 else "")
-        say(f"{info.nonfinite} non-finite elements in {shown}", "yellow")
+        say(f"{info.nonfinite} non-finite element{'s' * (info.nonfinite != 1)} in {shown}", "yellow")
     if passed := len(tensors.arrays) - len(gradients):
         say(f"{passed} {'array' if passed == 1 else 'arrays'} of other dtypes passed through unchanged")
     if tensors.metadata and out.suffix.lower() == ".npz":
@@ -99,6 +96,7 @@ def _summary(info: gc.ClipInfo, count: int) -> str:
         return "No gradients: the file holds no array of floating dtype"
     if info.skipped:
         zeroed = info.clipped_norm == 0
-        return f"Skipped: {many} {'set to zero' if zeroed else 'left unchanged'}, because of the non-finite elements"
+        done = "set to zero" if zeroed else "left unchanged, not even unscaled"
+        return f"Skipped: {many} {done}, because of the non-finite elements"
     done = f"norm {info.norm:.6g} -> {info.clipped_norm:.6g}" if info.clipped else f"norm {info.norm:.6g}, not clipped"
     return f"{many}, {done}, by {info.backend}"

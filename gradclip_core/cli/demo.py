@@ -40,7 +40,7 @@ def command(
     text = corpus()
     say(
         f"{text.data.size:,} characters of {text.source}, {len(text.symbols)} symbols: "
-        f"{text.uniform:.2f} nats each to who knows nothing, {text.entropy:.2f} to who knows their frequencies"
+        f"a uniform guess costs {text.uniform:.2f} nats each, knowing how frequent each is {text.entropy:.2f}"
     )
     runs = _train(settings, text)
     with replacing(out) as file:

@@ -55,7 +55,8 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, path: 
     with archive.open(member) as file:
         shape, dtype, header = _header(file)
     if dtype.hasobject:
-        raise ValueError(f"'{name}' holds pickled Python objects, which are never loaded")
+        seen = f"'{name}' holds pickled Python objects, which could run code and are never loaded"
+        raise GradClipError(f"read {path}", seen, "Save arrays of numbers alone")
     if dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None:
         raise GradClipError(
             f"read {path}",
