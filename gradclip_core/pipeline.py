@@ -166,12 +166,14 @@ def refuse_complex(cargo: Cargo, asked: str, rule: Rule) -> None:
 
 def _prepare(cargo: Cargo, rule: Rule, how: How) -> list[_Stage]:
     """Everything that can be refused, refused before the first write of the first stage."""
-    shapes = [docked.shape for docked in cargo.arrays]
-    site = Site(cargo.first_paths(), shapes, cargo.tree.empty_paths, cargo.tree.lengths)
+    site = Site(cargo)
     stages = []
     for number, part in enumerate(rule.stages):
-        axes = [part.unit_axes(path, shape) for path, shape in zip(site.paths, site.shapes, strict=True)]
-        rows = np.array([_rows(shape, a) for shape, a in zip(site.shapes, axes, strict=True)], np.int64)
+        axes = part.unit_axes(site)
+        if axes is None:
+            axes, rows = [None] * len(cargo.arrays), np.ones(len(cargo.arrays), np.int64)
+        else:
+            rows = np.array([_rows(shape, a) for shape, a in zip(site.shapes, axes, strict=True)], np.int64)
         scopes = part.scopes(site, rows) if isinstance(part, NormRule) else None
         first = number == 0
         stages.append(

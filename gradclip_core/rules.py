@@ -7,26 +7,43 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from gradclip_core import validate
+from gradclip_core.arrays.dock import Cargo
 from gradclip_core.errors import InvalidArgumentError, show
 from gradclip_core.plan import Scopes
 from gradclip_core.protocol import IntArray
 
 
-@dataclass(frozen=True, slots=True)
 class Site:
-    """What a rule may know of the gradients: names and shapes, no values."""
+    """What a rule may know of the gradients: names and shapes, no values. Read only if asked for."""
 
-    paths: list[str]
-    shapes: list[tuple[int, ...]]
-    empty: list[str]
-    """The paths at which there is None, this time."""
-    lengths: Mapping[str, int]
-    """The path of each list -> how many entries it has."""
+    def __init__(self, cargo: Cargo) -> None:
+        self._cargo = cargo
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """The path of each array."""
+        return self._cargo.first_paths()
+
+    @cached_property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of each array."""
+        return [docked.shape for docked in self._cargo.arrays]
+
+    @property
+    def empty(self) -> list[str]:
+        """The paths at which there is None, this time."""
+        return self._cargo.tree.empty_paths
+
+    @property
+    def lengths(self) -> Mapping[str, int]:
+        """The path of each list -> how many entries it has."""
+        return self._cargo.tree.lengths
 
 
 class Rule:
@@ -44,8 +61,8 @@ class Rule:
         """The ``ord`` of the norms that are reported."""
         return 2.0
 
-    def unit_axes(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        """The axes that a unit of this array extends over; None: the array is one segment."""
+    def unit_axes(self, site: Site) -> list[tuple[int, ...] | None] | None:
+        """For each array the axes that its units extend over. None: every array is one segment."""
         return None
 
 

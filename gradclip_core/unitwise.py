@@ -68,8 +68,12 @@ class UnitNorm(NormRule):
         if self.axis is not None and not callable(self.axis) and self.axis not in _LAYOUTS:
             _integers(self.axis)
 
-    def unit_axes(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        """See ``Rule.unit_axes``. Biases and gains (at most one axis) are one unit, as in the paper."""
+    def unit_axes(self, site: Site) -> list[tuple[int, ...] | None] | None:
+        """See ``Rule.unit_axes``."""
+        return [self._axes(path, shape) for path, shape in zip(site.paths, site.shapes, strict=True)]
+
+    def _axes(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The axes of one array's units. Biases and gains (at most one axis) are one unit, as in the paper."""
         axis = self.axis(path, shape) if callable(self.axis) else self.axis
         ndim = len(shape)
         if axis is None:
@@ -98,7 +102,7 @@ class UnitNorm(NormRule):
         params = unload(self.params, "adaptive_clip, params", clips=False)
         wanted = self._match(params, site)
         flats = [
-            flatten_memory(params.arrays[i], self.unit_axes(path, params.arrays[i].shape))
+            flatten_memory(params.arrays[i], self._axes(path, params.arrays[i].shape))
             for i, path in zip(wanted, site.paths, strict=True)
         ]
         buffers = [flat.buffer for flat in flats]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,8 @@ def overlapping_pair(arrays: list[Docked]) -> tuple[int, int] | None:
     """Indices of two arrays with memory in common, if there are any. No array is in the list twice."""
     spans = [(*extent(docked), i) for i, docked in enumerate(arrays) if size(docked.shape)]
     spans.sort()
+    if all(a[1] <= b[0] for a, b in pairwise(spans)):  # as good as always
+        return None
     open_spans: list[tuple[int, int]] = []  # (end, index) of the arrays that reach past where we are
     for start, end, i in spans:
         open_spans = [(e, j) for e, j in open_spans if e > start]
@@ -118,7 +121,7 @@ def flatten_memory(docked: Docked, axes: tuple[int, ...] | None = None, *, pack:
     """
     parts = 2 if docked.is_complex else 1
     if axes is None or len(axes) == len(docked.shape):
-        elements = size(docked.shape) * parts
+        elements = math.prod(docked.shape) * parts
         if elements == 0 or (is_dense(docked) and not pack):
             return Flat(Buffer(docked.pointer, elements, docked.dtype, 1, docked.device, docked))
         order = tuple(range(len(docked.shape)))
