@@ -32,8 +32,8 @@ def dies_when_protected(pointer: int, size: int, call: Callable[[], None]) -> bo
     sys.stdout.flush()
     sys.stderr.flush()
     with warnings.catch_warnings():
-        # The child only calls a backend, which has to be safe after a fork in any case.
-        warnings.simplefilter("ignore", DeprecationWarning)
+        # Python and JAX warn of forks. The child only calls a backend, which has to be safe after one.
+        warnings.simplefilter("ignore")
         child = os.fork()
     if child == 0:
         status = 3
