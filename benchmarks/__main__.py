@@ -2,9 +2,9 @@
 
 import sys
 
-from benchmarks import bench_gpt2
+from benchmarks import bench_clip
 
-BENCHMARKS = {"gpt2": bench_gpt2.run}
+BENCHMARKS = {"gpt2": bench_clip.run_gpt2, "small": bench_clip.run_small}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHMARKS:
