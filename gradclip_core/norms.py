@@ -85,7 +85,7 @@ def _combine_sums(measured: Measured, ids: IntArray, count: int) -> Norms:
                 top = int(np.max(measured.exponents[weighty])) if weighty.size else 0
                 exponents[scope] = top
                 s, c = (np.ldexp(v, ord * (measured.exponents[part] - top)) for v in (s, c))
-            if c.any():
+            if measured.carried:
                 total[scope], carry[scope] = tree_sum_carried(s, c)
             else:
                 total[scope] = tree_sum(s)

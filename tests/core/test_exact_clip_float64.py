@@ -175,3 +175,14 @@ def test_huge_float64_beside_float32_is_not_thrown_away(huge: float, backend: st
     clipped, _ = gc.clip_by_global_norm(arrays, 1.0, backend=backend)
     assert exact.norm_at_most(clipped, 1.0)
     assert exact.norm_at_least(clipped, 1 - GIVEN_AWAY)
+
+
+def test_what_is_lost_between_arrays_is_carried_too(backend: str) -> None:
+    """Each square is exact and each array's sum too; only the sum over the arrays rounds, and always down."""
+    arrays = [np.array([1.0 if i < 256 else 2.0**-27]) for i in range(4096)]
+    norm = gc.global_norm(arrays, backend=backend)
+    for ratio in (0.9, 0.51, 0.3):
+        clipped, info = gc.clip_by_global_norm(arrays, norm * ratio, backend=backend)
+        assert info.clipped
+        assert exact.norm_at_most(clipped, norm * ratio)
+        assert not gc.clip_by_global_norm(clipped, norm * ratio, backend=backend)[1].clipped
