@@ -24,7 +24,7 @@ from gradclip_core.unitwise import Axis, UnitNorm
 from gradclip_core.validate import Common, How
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing import Unpack
 
 Groups = Mapping[Any, Sequence[str]] | Callable[[str], Any]
 

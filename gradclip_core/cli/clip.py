@@ -15,7 +15,7 @@ from gradclip_core.cli.tensors import Tensors
 from gradclip_core.rules import Rule
 
 
-class Policy(str, enum.Enum):
+class Policy(enum.StrEnum):
     """What to do about infinities and NaNs."""
 
     RAISE = "raise"
