@@ -6,7 +6,7 @@ All of them are ``measure → decide → apply`` with another decision in the mi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -22,9 +22,6 @@ from gradclip_core.precision.environment import ieee_arithmetic
 from gradclip_core.rules import ArrayNorm, GlobalNorm, GroupNorm, Rule, Value, checked_rule
 from gradclip_core.unitwise import Axis, UnitNorm
 from gradclip_core.validate import Common, How
-
-if TYPE_CHECKING:
-    from typing import Unpack
 
 Groups = Mapping[Any, Sequence[str]] | Callable[[str], Any]
 
