@@ -100,23 +100,35 @@ def decide_norms(measured: Measured, scopes: Scopes, segments: Segments, inverse
     factor = np.where(over if exact else aim < inverse, np.minimum(aim, inverse), inverse)
     factor = np.where(np.isnan(norms.root), np.nan, factor)
     factor = np.where(narrow_scope, round_down_float32(factor), factor)
-    applied = np.ldexp(norms.root * factor, norms.exponent)
-    after = scope_values(np.where(over, np.minimum(applied, scopes.limits), applied), measured.ord)
-
     multiplied_by_zero = (factor == 0) & np.isfinite(norms.root)
     op = np.where(multiplied_by_zero, ZERO, np.where(factor == 1, LEAVE, SCALE)).astype(np.uint8)[ids]
     if sanitize:
         op = np.where((measured.nonfinite > 0) & (op == LEAVE), SCALE, op).astype(np.uint8)
     clipped = bool(over.any()) or bool(np.isnan(norms.root).any())
-    everything = scope_norms(measured, np.zeros_like(ids), 1).value(inverse)[0]
     alike = bool((factor == factor[0]).all()) if count else True
     poisoned = bool(measured.nonfinite.any())
     return Decision(
         actions_of(op, factor[ids], sanitize=sanitize),
         clipped,
-        after if clipped else float(everything) if count != 1 else min(float(everything), float(scopes.limits[0])),
+        _norm_after(measured, norms, scopes, over, factor)
+        if clipped
+        else _norm_left_alone(measured, norms, scopes, inverse),
         None if poisoned or not alike else (float(factor[0]) if count else inverse),
     )
+
+
+def _norm_after(measured: Measured, norms: Norms, scopes: Scopes, over: BoolArray, factor: FloatArray) -> float:
+    """The norm of everything, once each scope has its factor."""
+    applied = np.ldexp(norms.root * factor, norms.exponent)
+    return scope_values(np.where(over, np.minimum(applied, scopes.limits), applied), measured.ord)
+
+
+def _norm_left_alone(measured: Measured, norms: Norms, scopes: Scopes, inverse: float) -> float:
+    """The norm of everything, unscaled. Where there is one scope, that is its norm."""
+    if scopes.limits.size == 1:
+        # The carries can know a norm to be within a limit that its rounded value is over.
+        return min(float(norms.value(inverse)[0]), float(scopes.limits[0]))
+    return float(scope_norms(measured, np.zeros_like(scopes.ids), 1).value(inverse)[0])
 
 
 def _narrow(scopes: Scopes, segments: Segments) -> BoolArray:
@@ -153,12 +165,11 @@ def stored_limits(limit: tuple[float, float], dtypes: Sequence[DType]) -> tuple[
 
 def stored_values(values: Sequence[float], dtype: DType) -> list[float]:
     """``values`` rounded to a storage type."""
-    wide = np.array(values, np.float64 if dtype is FLOAT64 else np.float32)
-    return (
-        [float(value) for value in widen(narrow(wide, dtype), dtype)]
-        if dtype is BFLOAT16
-        else [float(value) for value in np.array(values).astype(dtype.view)]
-    )
+    if dtype is BFLOAT16:  # by way of float32, as ml_dtypes rounds; NumPy rounds to its own types at once
+        rounded = widen(narrow(np.array(values, np.float32), dtype), dtype)
+    else:
+        rounded = np.array(values).astype(dtype.view)
+    return [float(value) for value in rounded]
 
 
 def decide_value(

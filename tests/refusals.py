@@ -20,6 +20,15 @@ def grads() -> dict[str, Array]:
     return {"w": np.full((2, 3), 30.0, np.float32), "b": np.array([40.0])}
 
 
+def check_sentence(raised: gc.GradClipError, error: type[gc.GradClipError], asked: str, seen: str, cure: str) -> None:
+    """The class itself, what each of the three parts says, and that the message is the three together."""
+    assert type(raised) is error
+    assert asked in raised.asked
+    assert seen in raised.seen
+    assert cure in raised.cure
+    assert str(raised) == f"{raised.asked}: {raised.seen}. {raised.cure}"
+
+
 @contextmanager
 def refuses(
     asked: str, seen: str, cure: str, error: type[gc.GradClipError] = gc.InvalidArgumentError
@@ -29,11 +38,7 @@ def refuses(
     before = {name: array.tobytes() for name, array in given.items()}
     with pytest.raises(error) as caught:
         yield given
-    assert type(caught.value) is error
-    assert asked in caught.value.asked
-    assert seen in caught.value.seen
-    assert cure in caught.value.cure
+    check_sentence(caught.value, error, asked, seen, cure)
     assert caught.value.cure
-    assert str(caught.value) == f"{caught.value.asked}: {caught.value.seen}. {caught.value.cure}"
     assert "\n" not in caught.value.seen
     assert {name: array.tobytes() for name, array in given.items()} == before
