@@ -16,10 +16,11 @@ from gradclip_core.arrays.layout import flatten_memory
 from gradclip_core.info import ClipInfo
 from gradclip_core.norms import scope_norms
 from gradclip_core.passes import choose, measure
-from gradclip_core.pipeline import finish, refuse_complex, run
+from gradclip_core.pipeline import finish, run
 from gradclip_core.planned import Plan
 from gradclip_core.precision.environment import ieee_arithmetic
 from gradclip_core.rules import ArrayNorm, GlobalNorm, GroupNorm, Rule, Value, checked_rule
+from gradclip_core.stages import refuse_complex
 from gradclip_core.unitwise import Axis, UnitNorm
 from gradclip_core.validate import Common, How
 

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Generic, TypeVar
 
-Details = Callable[[], tuple[dict[str, float], dict[str, float], list[str]]]
+T = TypeVar("T")
+Details = tuple[dict[str, float], dict[str, float], list[str]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The few numbers of a report, known at once on the host, and after a read on a device."""
+
+    norm: float
+    clipped_norm: float
+    scale: float
+    clipped: bool
+    skipped: bool
+    nonfinite: int
+
+
 class ClipInfo:
     """What was measured and what was decided.
 
     All norms are those of the *unscaled* gradients, float64, in the rule's ``ord`` (2 for rules
     that have none), whatever the gradients' dtype.
+
+    On a device all of it is there, and brought to the host when the first of it is read: reading
+    any attribute but ``backend`` and ``passed_over`` waits for the device, once.
 
     Attributes
     ----------
@@ -35,47 +50,108 @@ class ClipInfo:
     culprits : paths of the arrays with non-finite elements.
 
     The last three are computed when they are first read.
+
+    Raises
+    ------
+    InvalidArgumentError
+        on a device, when it is read: for a loss scale, or weights of ``adaptive_clip``, that the
+        device alone could see to be invalid. No gradient was touched then.
     """
 
-    norm: float
-    clipped_norm: float
-    scale: float
-    clipped: bool
-    skipped: bool
-    nonfinite: int
-    backend: str
-    passed_over: Mapping[str, list[str]] = field(hash=False)
-    _details: Details = field(repr=False, compare=False)
+    def __init__(
+        self,
+        facts: Callable[[], Facts],
+        details: Callable[[], Details],
+        backend: str,
+        passed_over: Mapping[str, list[str]],
+    ) -> None:
+        self.backend = backend
+        self.passed_over = passed_over
+        self._make_facts = facts
+        self._make_details = details
 
     @cached_property
-    def _read(self) -> tuple[dict[str, float], dict[str, float], list[str]]:
-        return self._details()
+    def _facts(self) -> Facts:
+        return self._make_facts()
+
+    @cached_property
+    def _details(self) -> Details:
+        return self._make_details()
+
+    @property
+    def norm(self) -> float:
+        """The norm of all gradients together, before."""
+        return self._facts.norm
+
+    @property
+    def clipped_norm(self) -> float:
+        """The norm of all gradients together, after."""
+        return self._facts.clipped_norm
+
+    @property
+    def scale(self) -> float:
+        """The factor put on the stored gradients; the smallest, where arrays got different ones."""
+        return self._facts.scale
+
+    @property
+    def clipped(self) -> bool:
+        """Whether the rule changed anything."""
+        return self._facts.clipped
+
+    @property
+    def skipped(self) -> bool:
+        """Whether non-finite values made ``"skip"`` or ``"zero"`` give up this step."""
+        return self._facts.skipped
+
+    @property
+    def nonfinite(self) -> int:
+        """How many elements were infinite or NaN."""
+        return self._facts.nonfinite
 
     @property
     def norms(self) -> Mapping[str, float]:
         """Path of each array -> its norm before."""
-        return self._read[0]
+        return self._details[0]
 
     @property
     def scales(self) -> Mapping[str, float]:
         """Path of each array -> the factor put on it (the smallest of its units')."""
-        return self._read[1]
+        return self._details[1]
 
     @property
     def culprits(self) -> list[str]:
         """Paths of the arrays with non-finite elements."""
-        return self._read[2]
+        return self._details[2]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        fields = (self.norm, self.clipped_norm, self.scale, self.clipped, self.skipped, self.nonfinite)
-        return ClipInfo, (*fields, self.backend, self.passed_over, _Known(self._read))
+    def __repr__(self) -> str:
+        # Printing must not wait for a device, as a debugger would make it do.
+        if "_facts" not in self.__dict__:
+            return f"ClipInfo(on the device, backend={self.backend!r})"
+        return f"ClipInfo({', '.join(f'{k}={v!r}' for k, v in self._known().items())})"
+
+    def _known(self) -> dict[str, object]:
+        names = ("norm", "clipped_norm", "scale", "clipped", "skipped", "nonfinite")
+        return {
+            **dict(zip(names, astuple(self._facts), strict=True)),
+            "backend": self.backend,
+            "passed_over": self.passed_over,
+        }
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ClipInfo) and self._known() == other._known()
+
+    def __hash__(self) -> int:
+        return hash((self._facts, self.backend))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return ClipInfo, (_Known(self._facts), _Known(self._details), self.backend, dict(self.passed_over))
 
 
-class _Known:
-    """Details that have been read, for an info that comes out of a pickle."""
+class _Known(Generic[T]):
+    """What has been read, for an info that comes out of a pickle."""
 
-    def __init__(self, details: tuple[dict[str, float], dict[str, float], list[str]]) -> None:
-        self.details = details
+    def __init__(self, value: T) -> None:
+        self.value = value
 
-    def __call__(self) -> tuple[dict[str, float], dict[str, float], list[str]]:
-        return self.details
+    def __call__(self) -> T:
+        return self.value

@@ -1,9 +1,12 @@
-"""measure → decide → apply: the one way that every public function goes."""
+"""measure → decide → apply: the one way that every public function goes.
+
+``device_run.py`` goes it where the gradients are on a device that can decide for itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,25 +14,19 @@ import numpy as np
 from gradclip_core.arrays.dock import Cargo, unload
 from gradclip_core.arrays.docked import Docked
 from gradclip_core.arrays.layout import Flat, flatten_memory
-from gradclip_core.errors import GradClipError, UnsupportedArrayError
+from gradclip_core.device import Answer, DeviceBackend
+from gradclip_core.errors import GradClipError
 from gradclip_core.info import ClipInfo
-from gradclip_core.norms import Measured, scope_norms
+from gradclip_core.norms import scope_norms
 from gradclip_core.passes import Axes, choose, measure, measure_carries, write_in_place, write_new
-from gradclip_core.plan import (
-    Decision,
-    Scopes,
-    Segments,
-    decide_norms,
-    decide_nothing,
-    decide_value,
-    decide_zero,
-    needs_carries,
-    stored_limits,
-)
+from gradclip_core.plan import Segments, needs_carries
 from gradclip_core.precision.environment import ieee_arithmetic
 from gradclip_core.precision.nonfinite import refuse
-from gradclip_core.protocol import Actions, Backend, FloatArray, IntArray
-from gradclip_core.rules import NormRule, Rule, Site, Value
+from gradclip_core.protocol import Actions, Backend, Scopes
+from gradclip_core.report import Decided, Story, array_ids, conclude, report
+from gradclip_core.rules import Rule, Value
+from gradclip_core.stages import Stage, prepare, refuse_complex
+from gradclip_core.unitwise import measured_limits
 from gradclip_core.validate import How
 
 Target = Literal["nothing", "memory", "new"]
@@ -40,7 +37,7 @@ class Step:
     """One decided stage: enough to write it again, elsewhere, without measuring."""
 
     axes: Axes
-    actions: Actions
+    actions: Actions | Answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,28 +48,7 @@ class Outcome:
     arrays: Sequence[Docked]
     steps: list[Step]
     info: ClipInfo
-    one_factor: float | None
-    skipped: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Stage:
-    """A rule's view of the arrays, before any value was read."""
-
-    rule: Rule
-    axes: list[tuple[int, ...] | None]
-    scopes: Scopes | None
-    inverse: float
-    nonfinite: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Decided:
-    stage: _Stage
-    measured: Measured
-    decision: Decision
-    rows: IntArray
-    skipped: bool
+    story: Callable[[], Story]
 
 
 @ieee_arithmetic
@@ -81,11 +57,28 @@ def run(grads: Any, rule: Rule, how: How, asked: str, target: Target) -> Outcome
     cargo = unload(grads, asked, in_place=target == "memory")
     refuse_complex(cargo, asked, rule)
     backend, passed = choose(how.backend, cargo.arrays)
-    stages = _prepare(cargo, rule, how)
+    stages = prepare(cargo, rule, how)
+    if cargo.device != "cpu" and isinstance(backend, DeviceBackend):
+        from gradclip_core.device_run import run_on_device
 
+        return run_on_device(cargo, stages, backend, passed, asked, target)
+    return _run_on_host(cargo, [_with_limits(stage) for stage in stages], backend, passed, asked, target)
+
+
+def _with_limits(stage: Stage) -> Stage:
+    """Scopes whose limits come of weights, with those limits."""
+    if stage.weights is None:
+        return stage
+    scopes = Scopes(np.arange(int(stage.rows.sum())), measured_limits(stage.weights))
+    return replace(stage, scopes=scopes)
+
+
+def _run_on_host(
+    cargo: Cargo, stages: Sequence[Stage], backend: Backend, passed: dict[str, list[str]], asked: str, target: Target
+) -> Outcome:
     current: Sequence[Docked] = cargo.arrays
     steps: list[Step] = []
-    decided: list[_Decided] = []
+    decided: list[Decided] = []
     for number, stage in enumerate(stages):
         flats = [flatten_memory(docked, axes) for docked, axes in zip(current, stage.axes, strict=True)]
         here = _decide(backend, cargo, stage, flats, asked)
@@ -105,11 +98,11 @@ def run(grads: Any, rule: Rule, how: How, asked: str, target: Target) -> Outcome
             break
     after = decided[-1].decision.clipped_norm
     if after is None and not decided[-1].skipped:
-        after = _norm(backend, current, rule.order)
-    info = _report(cargo, decided, after, backend.name, passed)
-    factors = [here.decision.one_factor for here in decided]
-    one_factor = None if None in factors else float(np.prod([f for f in factors if f is not None]))
-    return Outcome(cargo, current, steps, info, one_factor, decided[-1].skipped)
+        after = _norm(backend, current, stages[-1].rule.order)
+    story = Story(decided, after)
+    info = report(cargo, lambda: story, backend.name, passed)
+    info.norm  # noqa: B018  # the few numbers are computed now; who reads them should not wait
+    return Outcome(cargo, current, steps, info, lambda: story)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +128,19 @@ def replay(backend_name: str, grads: Any, steps: Sequence[Step], like: Structure
     backend, _ = choose(backend_name, cargo.arrays)
     current: Sequence[Docked] = cargo.arrays
     for number, step in enumerate(steps):
-        flats = [flatten_memory(docked, axes) for docked, axes in zip(current, step.axes, strict=True)]
-        if target == "memory" or number > 0:
-            write_in_place(backend, current, flats, step.actions)
+        targets = current if target == "memory" or number > 0 else [docked.door.new_like(docked) for docked in current]
+        if isinstance(step.actions, Actions):
+            flats = [flatten_memory(docked, axes) for docked, axes in zip(current, step.axes, strict=True)]
+            if targets is current:
+                write_in_place(backend, current, flats, step.actions)
+            else:
+                write_new(backend, current, targets, flats, step.axes, step.actions)
         else:
-            targets = [docked.door.new_like(docked) for docked in current]
-            write_new(backend, current, targets, flats, step.axes, step.actions)
-            current = targets
+            from gradclip_core.device_run import write
+
+            assert isinstance(backend, DeviceBackend)
+            write(backend, current, targets, step.axes, step.actions)
+        current = targets
     return finish(cargo, current) if target == "new" else None
 
 
@@ -151,135 +150,29 @@ def finish(cargo: Cargo, arrays: Sequence[Docked]) -> Any:
     return cargo.tree.rebuild([made[i] for i in cargo.index])
 
 
-def refuse_complex(cargo: Cargo, asked: str, rule: Rule) -> None:
-    """Complex numbers have a 2-norm, that of their parts, and no order: no other rule means anything."""
-    if all(isinstance(stage, NormRule) and stage.order == 2 for stage in rule.stages):
-        return
-    for i, docked in enumerate(cargo.arrays):
-        if docked.is_complex:
-            raise UnsupportedArrayError(
-                f"{asked}, array '{cargo.first_path(i)}'",
-                "it is complex, and complex numbers have no order and no norm but that with ord=2",
-                "Clip by a norm with ord=2, or pass its real and imaginary parts",
-            )
-
-
-def _prepare(cargo: Cargo, rule: Rule, how: How) -> list[_Stage]:
-    """Everything that can be refused, refused before the first write of the first stage."""
-    site = Site(cargo)
-    stages = []
-    for number, part in enumerate(rule.stages):
-        axes = part.unit_axes(site)
-        if axes is None:
-            axes, rows = [None] * len(cargo.arrays), np.ones(len(cargo.arrays), np.int64)
-        else:
-            rows = np.array([_rows(shape, a) for shape, a in zip(site.shapes, axes, strict=True)], np.int64)
-        scopes = part.scopes(site, rows) if isinstance(part, NormRule) else None
-        first = number == 0
-        stages.append(
-            _Stage(part, axes, scopes, how.inverse_scale if first else 1.0, how.nonfinite if first else "propagate")
-        )
-    return stages
-
-
-def _rows(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> int:
-    if axes is None or len(axes) == len(shape):
-        return 1
-    return int(np.prod([n for axis, n in enumerate(shape) if axis not in axes], dtype=np.int64))
-
-
-def _decide(backend: Backend, cargo: Cargo, stage: _Stage, flats: Sequence[Flat], asked: str) -> _Decided:
+def _decide(backend: Backend, cargo: Cargo, stage: Stage, flats: Sequence[Flat], asked: str) -> Decided:
     buffers = [flat.buffer for flat in flats]
     segments = Segments.of(buffers)
-    rows = np.array([buffer.rows for buffer in buffers], np.int64)
-    sanitize = stage.nonfinite == "sanitize"
-    measured = measure(backend, buffers, stage.rule.order, sanitize=sanitize, bounds=_bounds(stage, segments))
-    if measured.nonfinite.any():
-        if stage.nonfinite == "raise":
-            infs, nans = (
-                np.bincount(_array_ids(rows), n, rows.size).astype(np.int64)
-                for n in (measured.found.infs, measured.found.nans)
-            )
-            raise refuse(asked, cargo.first_paths(), infs, nans)
-        if stage.nonfinite == "skip":
-            return _Decided(stage, measured, decide_nothing(segments), rows, True)
-        if stage.nonfinite == "zero":
-            return _Decided(stage, measured, decide_zero(segments), rows, True)
-    if isinstance(stage.rule, Value):
-        limit = stage.rule.limit
-        assert isinstance(limit, tuple)
-        decision = decide_value(measured, limit, segments, stage.inverse, sanitize)
-    else:
+    bounds = stage.bounds(segments)
+    measured = measure(backend, buffers, stage.rule.order, sanitize=stage.sanitize, bounds=bounds)
+    if stage.nonfinite == "raise" and measured.nonfinite.any():
+        ids = array_ids(stage.rows)
+        infs, nans = (
+            np.bincount(ids, n, stage.rows.size).astype(np.int64) for n in (measured.found.infs, measured.found.nans)
+        )
+        raise refuse(asked, cargo.first_paths(), infs, nans)
+    goes_on = not (measured.nonfinite.any() and stage.nonfinite in ("skip", "zero"))
+    if goes_on and not isinstance(stage.rule, Value):
         assert stage.scopes is not None
         if needs_carries(measured, stage.scopes, segments, stage.inverse):
-            measured = measure_carries(backend, buffers, measured, sanitize=sanitize)
-        decision = decide_norms(measured, stage.scopes, segments, stage.inverse, sanitize)
-    return _Decided(stage, measured, decision, rows, False)
-
-
-def _bounds(stage: _Stage, segments: Segments) -> tuple[FloatArray, FloatArray] | None:
-    """For (low, high) that are not symmetric, the largest magnitude does not tell who is outside."""
-    if not isinstance(stage.rule, Value):
-        return None
-    limit = stage.rule.limit
-    assert isinstance(limit, tuple)
-    if limit[0] == -limit[1]:
-        return None
-    low, high = stored_limits(limit, segments.dtypes)
-    return low / stage.inverse, high / stage.inverse
+            measured = measure_carries(backend, buffers, measured, sanitize=stage.sanitize)
+    return conclude(stage, measured, segments)
 
 
 def _norm(backend: Backend, arrays: Sequence[Docked], ord: float) -> float:
     buffers = [flatten_memory(docked).buffer for docked in arrays]
     measured = measure(backend, buffers, ord)
     return float(scope_norms(measured, np.zeros(measured.found.sums.size, np.int64), 1).value()[0])
-
-
-def _array_ids(rows: IntArray) -> IntArray:
-    return np.repeat(np.arange(rows.size), rows)
-
-
-def _report(
-    cargo: Cargo, decided: Sequence[_Decided], after: float | None, backend: str, passed: dict[str, list[str]]
-) -> ClipInfo:
-    first, last = decided[0], decided[-1]
-    inverse = first.stage.inverse
-    ids = _array_ids(first.rows)
-    norm = float(scope_norms(first.measured, np.zeros_like(ids), 1).value(inverse)[0])
-
-    @ieee_arithmetic
-    def factors() -> FloatArray:
-        product = np.ones(len(cargo.arrays))
-        for here in decided:
-            smallest = np.full(len(cargo.arrays), np.inf)
-            np.minimum.at(smallest, _array_ids(here.rows), here.decision.actions.factor)
-            product *= np.where(np.isposinf(smallest), 1.0, smallest)  # an array without elements
-        return product
-
-    @ieee_arithmetic
-    def details() -> tuple[dict[str, float], dict[str, float], list[str]]:
-        norms = scope_norms(first.measured, ids, first.rows.size).value(inverse).tolist()
-        scales = factors().tolist()
-        counts = np.bincount(ids, first.measured.nonfinite, first.rows.size)
-        leaves = list(zip(cargo.index, cargo.tree.paths, strict=True))
-        return (
-            {path: norms[i] for i, path in leaves},
-            {path: scales[i] for i, path in leaves},
-            [path for i, path in leaves if counts[i]],
-        )
-
-    smallest = float(np.min(factors())) if cargo.arrays else inverse
-    return ClipInfo(
-        norm=norm,
-        clipped_norm=norm if after is None else after,
-        scale=smallest,
-        clipped=any(here.decision.clipped for here in decided),
-        skipped=last.skipped,
-        nonfinite=int(first.measured.nonfinite.sum()),
-        backend=backend,
-        passed_over=passed,
-        _details=details,
-    )
 
 
 def _check_alike(ours: Structure, theirs: Structure, asked: str) -> None:

@@ -26,17 +26,9 @@ from gradclip_core.protocol import (
     Buffer,
     DType,
     FloatArray,
-    IntArray,
+    Scopes,
 )
 from gradclip_core.reference import narrow, widen
-
-
-@dataclass(frozen=True, slots=True)
-class Scopes:
-    """Who shares a threshold: ``ids[segment]`` is a scope, ``limits[scope]`` its max_norm."""
-
-    ids: IntArray
-    limits: FloatArray
 
 
 @dataclass(frozen=True, slots=True)

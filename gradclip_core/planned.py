@@ -16,7 +16,7 @@ class Plan:
     altogether. A plan holds no gradient memory, only the few numbers of the decision.
     """
 
-    __slots__ = ("_one_factor", "_steps", "_structure", "info")
+    __slots__ = ("_steps", "_story", "_structure", "info")
 
     info: ClipInfo
     """What was measured, and what would come of applying the plan."""
@@ -25,11 +25,13 @@ class Plan:
         self.info = outcome.info
         self._structure = Structure.of(outcome.cargo)
         self._steps = outcome.steps
-        self._one_factor = None if outcome.skipped else outcome.one_factor
+        self._story = outcome.story
 
     @property
     def scale(self) -> float:
         """The factor for every stored gradient: ``clip coefficient / loss_scale``.
+
+        On a device this waits for it.
 
         Raises
         ------
@@ -37,8 +39,9 @@ class Plan:
             where the decision is not one factor: arrays get different ones, elements are clamped,
             or non-finite values were met (a factor of 0 would not remove a NaN: 0·NaN is NaN).
         """
-        if self._one_factor is not None:
-            return self._one_factor
+        factor = self._story().one_factor
+        if factor is not None:
+            return factor
         if self.info.skipped:
             seen, cure = "non-finite values made this step be skipped", "Look at plan.info.skipped first"
         else:

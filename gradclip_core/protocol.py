@@ -53,7 +53,10 @@ DTYPES = {dtype.name: dtype for dtype in (FLOAT16, BFLOAT16, FLOAT32, FLOAT64)}
 class Buffer:
     """Dense memory: ``rows`` rows of ``length`` elements, end to end, starting at ``pointer``.
 
-    ``owner`` keeps the memory alive; a backend never looks at it.
+    ``owner`` keeps the memory alive; a backend never looks at it. On a device, work on the memory
+    is put on ``stream``, the producer's current one (a CUDA stream's address; 1 is the default
+    stream), and ``lent`` memory has to be kept alive until that work has run, because its
+    producer does not know of it (DLPack).
     """
 
     pointer: int
@@ -62,6 +65,8 @@ class Buffer:
     rows: int = 1
     device: str = "cpu"
     owner: object = None
+    stream: int = 0
+    lent: bool = False
 
     def as_numpy(self) -> npt.NDArray[Any]:
         """The memory as a writable ``(rows, length)`` view, without a copy. Host memory only."""
@@ -152,6 +157,14 @@ class Actions:
     low: FloatArray
     high: FloatArray
     sanitize: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scopes:
+    """Who shares a threshold: ``ids[segment]`` is a scope, ``limits[scope]`` its max_norm."""
+
+    ids: IntArray
+    limits: FloatArray
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,13 @@ from gradclip_core.errors import BackendError
 from gradclip_core.protocol import Backend, Request
 
 BACKENDS: dict[str, tuple[str, str]] = {
+    "cupy_raw": ("gradclip_backends.cupy_raw:BACKEND", "pip install 'gradclip-core[cuda13]'"),
     "numba_cpu": ("gradclip_backends.numba_cpu:BACKEND", "pip install numba"),
+    "numba_cuda": ("gradclip_backends.numba_cuda:BACKEND", "pip install 'numba-cuda[cu13]'"),
     "numpy": ("gradclip_core.reference:BACKEND", "pip install numpy"),
 }
 # Who serves which memory, best first. A device that is not here has no backend yet.
-PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("numba_cpu", "numpy")}
+PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("numba_cpu", "numpy"), "cuda": ("cupy_raw", "numba_cuda")}
 
 _loaded: dict[str, Backend] = {}
 _failed: dict[str, str] = {}
@@ -73,6 +75,12 @@ def select(name: str | None, request: Request) -> tuple[Backend, dict[str, list[
         if reasons := backend.not_supported_reasons(request):
             raise BackendError(f"backend={name!r}", "; ".join(reasons), "Leave backend=None to have one chosen")
         return backend, {}
+    if len(request.devices) > 1:
+        raise BackendError(
+            f"arrays on {', '.join(sorted(request.devices))}",
+            "one call works on one device",
+            "Move them to one, or make a call for each device and combine their norms",
+        )
     passed: dict[str, list[str]] = {}
     device = min(request.devices) if request.devices else "cpu"
     for candidate in PREFERENCE.get(device, ()) or PREFERENCE.get(device.partition(":")[0], ()):
@@ -85,5 +93,13 @@ def select(name: str | None, request: Request) -> tuple[Backend, dict[str, list[
     raise BackendError(
         f"arrays on {devices}",
         seen or f"no backend serves memory on {devices}",
-        "Pass arrays that are all in host memory, or register a backend for the device",
+        _cure(device, passed),
     )
+
+
+def _cure(device: str, passed: dict[str, list[str]]) -> str:
+    if passed and device != "cpu":
+        return (
+            f"Make one of them serve ({'; '.join(BACKENDS[who][1] for who in passed)}), or pass arrays in host memory"
+        )
+    return "Pass arrays that are all in host memory, or register a backend for the device"

@@ -14,9 +14,9 @@ import numpy as np
 
 from gradclip_core import validate
 from gradclip_core.arrays.dock import Cargo
+from gradclip_core.arrays.docked import Docked
 from gradclip_core.errors import InvalidArgumentError, show
-from gradclip_core.plan import Scopes
-from gradclip_core.protocol import IntArray
+from gradclip_core.protocol import IntArray, Scopes
 
 
 class Site:
@@ -66,10 +66,25 @@ class Rule:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class WeightArrays:
+    """The weights that a rule's limits come of: for each of the gradients' arrays one of the same shape."""
+
+    arrays: list[Docked]
+    axes: list[tuple[int, ...] | None]
+    clipping: float
+    eps: float
+    paths: list[str]
+
+
 class NormRule(Rule):
     """Base of the rules that shrink scopes to a norm."""
 
     __slots__ = ()
+
+    def weights(self, site: Site) -> WeightArrays | None:
+        """What the limits come of, a scope for each segment, where they come of weights."""
+        return None
 
     def scopes(self, site: Site, rows: IntArray) -> Scopes:
         """Who shares a threshold. ``rows`` holds the number of segments of each array."""

@@ -18,11 +18,10 @@ from gradclip_core import validate
 from gradclip_core.arrays.dock import Cargo, unload
 from gradclip_core.arrays.layout import flatten_memory
 from gradclip_core.errors import InvalidArgumentError, show
-from gradclip_core.norms import scope_norms
+from gradclip_core.norms import Measured, scope_norms
 from gradclip_core.passes import choose, measure
-from gradclip_core.plan import Scopes
 from gradclip_core.protocol import FloatArray, IntArray
-from gradclip_core.rules import NormRule, Site
+from gradclip_core.rules import NormRule, Site, WeightArrays
 from gradclip_core.tree import flatten
 
 Axis = int | tuple[int, ...] | str | None | Callable[[str, tuple[int, ...]], int | tuple[int, ...] | None]
@@ -93,32 +92,12 @@ class UnitNorm(NormRule):
             raise InvalidArgumentError(f"axis={show(axis)}", seen, _CURE)
         return tuple(sorted(reduced))
 
-    def scopes(self, site: Site, rows: IntArray) -> Scopes:
-        """A scope for each unit."""
-        return Scopes(np.arange(rows.sum()), self._limits(site))
-
-    def _limits(self, site: Site) -> FloatArray:
-        """``clipping · max(‖w_unit‖, eps)``: the eps lets weights that start at zero train."""
+    def weights(self, site: Site) -> WeightArrays | None:
+        """See ``NormRule.weights``: a scope for each unit."""
         params = unload(self.params, "adaptive_clip, params", clips=False)
-        wanted = self._match(params, site)
-        flats = [
-            flatten_memory(params.arrays[i], self._axes(path, params.arrays[i].shape))
-            for i, path in zip(wanted, site.paths, strict=True)
-        ]
-        buffers = [flat.buffer for flat in flats]
-        backend, _ = choose(None, buffers)
-        measured = measure(backend, buffers, 2.0)
-        if measured.nonfinite.any():
-            segment = int(np.flatnonzero(measured.nonfinite)[0])
-            array = int(np.searchsorted(np.cumsum([buffer.rows for buffer in buffers]), segment, side="right"))
-            raise InvalidArgumentError(
-                f"adaptive_clip, params '{site.paths[array]}'",
-                "it holds infinities or NaNs, so it gives no threshold",
-                "Restore the weights from the last good checkpoint",
-            )
-        count = measured.found.sums.size
-        norms = scope_norms(measured, np.arange(count), count).value()
-        return np.minimum(self.clipping * np.maximum(norms, self.eps), np.finfo(np.float64).max)
+        arrays = [params.arrays[i] for i in self._match(params, site)]
+        axes = [self._axes(path, docked.shape) for path, docked in zip(site.paths, arrays, strict=True)]
+        return WeightArrays(arrays, axes, self.clipping, self.eps, site.paths)
 
     @staticmethod
     def _match(params: Cargo, site: Site) -> list[int]:
@@ -148,3 +127,33 @@ class UnitNorm(NormRule):
                     "Pass params in a container of the same structure as grads",
                 )
         return [by_path[path] for path in site.paths]
+
+
+def measured_limits(weights: WeightArrays) -> FloatArray:
+    """A limit for each unit, the weights measured where they are."""
+    flats = [flatten_memory(docked, axes) for docked, axes in zip(weights.arrays, weights.axes, strict=True)]
+    buffers = [flat.buffer for flat in flats]
+    backend, _ = choose(None, buffers)
+    measured = measure(backend, buffers, 2.0)
+    rows = np.array([buffer.rows for buffer in buffers], np.int64)
+    refuse_nonfinite_weights(weights, measured.nonfinite, rows)
+    return limits_of(measured, weights.clipping, weights.eps)
+
+
+def limits_of(measured: Measured, clipping: float, eps: float) -> FloatArray:
+    """``clipping · max(‖w_unit‖, eps)``: the eps lets weights that start at zero train."""
+    count = measured.found.sums.size
+    norms = scope_norms(measured, np.arange(count), count).value()
+    return np.minimum(clipping * np.maximum(norms, eps), np.finfo(np.float64).max)
+
+
+def refuse_nonfinite_weights(weights: WeightArrays, nonfinite: IntArray, rows: IntArray) -> None:
+    """Raise where an array has elements that are not finite. ``nonfinite`` is per unit, ``rows`` per array."""
+    if nonfinite.any():
+        segment = int(np.flatnonzero(nonfinite)[0])
+        array = int(np.searchsorted(np.cumsum(rows), segment, side="right"))
+        raise InvalidArgumentError(
+            f"adaptive_clip, params '{weights.paths[array]}'",
+            "it holds infinities or NaNs, so it gives no threshold",
+            "Restore the weights from the last good checkpoint",
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 import numpy as np
@@ -90,6 +90,19 @@ def mapping_or_number(name: str, value: Any) -> float | dict[Any, float]:
     return threshold(name, value)
 
 
+_HOST_MEMORY = (1, 3, 11)  # DLPack's kinds of it: plain, and what CUDA and ROCm have pinned
+
+
+def on_device(value: Any) -> bool:
+    """Whether a value is an array in a device's memory."""
+    if isinstance(value, (float, int)) or not hasattr(type(value), "__dlpack_device__"):
+        return False
+    try:
+        return int(value.__dlpack_device__()[0]) not in _HOST_MEMORY
+    except Exception:  # tracers, freed arrays: whoever reads the value says what is wrong with it
+        return False
+
+
 # What other libraries call it.
 _ELSEWHERE = {
     "clip_norm": "The bound is called max_norm here",
@@ -114,17 +127,23 @@ class How:
     loss_scale: Any = 1.0
     nonfinite: str = "raise"
     backend: str | None = None
+    device_scale: Any = field(default=None, init=False)
+    """The loss scale, where it is a number in a device's memory; ``loss_scale`` is 1 then."""
 
     @classmethod
     def of(cls, keywords: Mapping[str, Any]) -> How:
         """From the keywords that a public function did not name itself."""
-        if unknown := sorted(set(keywords) - set(cls.__slots__)):
+        if unknown := sorted(set(keywords) - {"loss_scale", "nonfinite", "backend"}):
             cure = "The common arguments are loss_scale, nonfinite and backend"
             cure = _ELSEWHERE.get(unknown[0], cure)
             raise InvalidArgumentError(f"{unknown[0]}={show(keywords[unknown[0]])}", "there is no such argument", cure)
         return cls(**keywords)
 
     def __post_init__(self) -> None:
+        if on_device(self.loss_scale):
+            # Only the device knows it, and is asked there: reading it here would wait for it.
+            object.__setattr__(self, "device_scale", self.loss_scale)
+            object.__setattr__(self, "loss_scale", 1.0)
         scale = positive("loss_scale", self.loss_scale)
         # 1/loss_scale has to be a normal float64, or unscaling would lose bits.
         if not 2.0**-1022 <= scale <= 2.0**1022:

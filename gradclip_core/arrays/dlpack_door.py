@@ -7,6 +7,7 @@ https://dmlc.github.io/dlpack/latest/c_api.html. The capsule is looked into by c
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,9 @@ from gradclip_core.arrays.docked import Docked, Refused
 from gradclip_core.arrays.dtypes import SUPPORTED, refuse_dtype
 from gradclip_core.errors import UnsafeMemoryError, UnsupportedArrayError
 
-_DEVICES = {1: "cpu", 2: "cuda", 3: "cpu", 4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm", 11: "cpu", 14: "oneapi"}
+_DEVICES = {1: "cpu", 2: "cuda", 3: "cpu", 4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm", 11: "cpu", 13: "cuda"}
+_DEFAULT_STREAM = 1
+"""CUDA's legacy default stream, by DLPack's numbering and by CUDA's own."""
 _CODES = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}
 _READ_ONLY = 1
 
@@ -70,6 +73,17 @@ class DlpackDoor:
         device, capsule = _export(x)
         if capsule is None:
             return Docked(x, self, 0, (), (), SUPPORTED["float32"][0], device=device)
+        docked = self._opened(x, capsule)
+        if device != "cpu":
+            # Reads are ordered by the producer, for the stream that it was given. Nothing would order what
+            # it does next behind a write of ours.
+            docked.device, docked.stream, docked.lent = device, _DEFAULT_STREAM, True
+            docked.read_only = docked.read_only or (
+                f"a {type(x).__name__} comes in by DLPack, which has no way to make its framework wait for a write"
+            )
+        return docked
+
+    def _opened(self, x: Any, capsule: Any) -> Docked:
         name = _get_name(capsule)
         if name == b"dltensor_versioned":
             versioned = _ManagedVersioned.from_address(_get_pointer(capsule, name))
@@ -92,7 +106,9 @@ class DlpackDoor:
         return _describe(x, self, tensor, capsule, read_only)
 
     def new_like(self, docked: Docked) -> Docked:
-        """Host memory in C order; ``finish`` hands it to the array's own namespace."""
+        """Memory in C order; ``finish`` hands it to the array's own framework."""
+        if docked.device != "cpu":
+            return self._new_on_device(docked)
         if not hasattr(docked.array, "__array_namespace__"):
             kind = type(docked.array)
             raise UnsupportedArrayError(
@@ -105,16 +121,41 @@ class DlpackDoor:
             new, self, new.ctypes.data, new.shape, new.strides, docked.dtype, docked.is_complex, contiguous=True
         )
 
+    def _new_on_device(self, docked: Docked) -> Docked:
+        """CuPy's memory: it can be given to any framework by DLPack, and is freed in the order of its stream."""
+        cupy = sys.modules.get("cupy")
+        if cupy is None or not (hasattr(docked.array, "__array_namespace__")):
+            raise UnsupportedArrayError(
+                f"a new {type(docked.array).__module__}.{type(docked.array).__name__} on {docked.device}",
+                "it is made by CuPy and given to the array's own namespace, and one of the two is not there",
+                "Install CuPy and import it, or pass CuPy arrays or PyTorch tensors",
+            )
+        index = int(docked.device.partition(":")[2])
+        with cupy.cuda.Device(index), cupy.cuda.Stream.null:
+            new = cupy.empty(docked.shape, _numpy_dtype(docked))
+        pointer = int(new.data.ptr) if new.size else 0
+        return Docked(
+            new,
+            self,
+            pointer,
+            new.shape,
+            new.strides,
+            docked.dtype,
+            docked.is_complex,
+            device=docked.device,
+            contiguous=True,
+            stream=_DEFAULT_STREAM,
+        )
+
     def finish(self, new: Docked, like: Docked) -> Any:
         """The values as an array of the original's own namespace."""
         namespace = like.array.__array_namespace__()
-        if new.dtype.name == "bfloat16":
-            import ml_dtypes  # a namespace with bfloat16 arrays on the host brought it along
-
-            dtype: Any = ml_dtypes.bfloat16
-        else:
-            dtype = next(name for name, entry in SUPPORTED.items() if entry == (new.dtype, new.is_complex))
-        values, device = new.array.view(dtype), getattr(like.array, "device", None)
+        if new.device != "cpu":
+            cupy = sys.modules["cupy"]
+            # CuPy lets the taker wait for its current stream, which has to be the one that wrote.
+            with cupy.cuda.Device(int(new.device.partition(":")[2])), cupy.cuda.Stream.null:
+                return namespace.from_dlpack(new.array)
+        values, device = new.array.view(_numpy_dtype(new)), getattr(like.array, "device", None)
         try:
             return namespace.asarray(values, device=device)  # the array API's keyword
         except TypeError:  # a namespace without devices
@@ -124,18 +165,29 @@ class DlpackDoor:
         """DLPack has no way to say that memory has changed."""
 
 
+def _numpy_dtype(docked: Docked) -> Any:
+    if docked.dtype.name == "bfloat16":
+        import ml_dtypes  # a framework with bfloat16 arrays, and CuPy with them, brought it along
+
+        return ml_dtypes.bfloat16
+    return next(name for name, entry in SUPPORTED.items() if entry == (docked.dtype, docked.is_complex))
+
+
 def _export(x: Any) -> tuple[str, Any]:
-    """The device, and the capsule where that is host memory."""
+    """The device, and the capsule where that is host memory or a CUDA device's."""
     kind = f"{type(x).__module__}.{type(x).__name__}"
     try:
         code, index = x.__dlpack_device__()
         device = _DEVICES.get(int(code), f"DLPack device type {int(code)}")
-        if device != "cpu":
+        # On a device the consumer names its stream, and the producer lets that wait for the values.
+        stream = {} if device == "cpu" else {"stream": _DEFAULT_STREAM}
+        if device not in ("cpu", "cuda"):
             return f"{device}:{index}", None
+        where = device if device == "cpu" else f"{device}:{index}"
         try:
-            return device, x.__dlpack__(max_version=(1, 3))
+            return where, x.__dlpack__(max_version=(1, 3), **stream)
         except TypeError:
-            return device, x.__dlpack__()
+            return where, x.__dlpack__(**stream)
     except Exception as error:
         # Tracers, deleted and sharded arrays each fail in a way of their own.
         why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -26,6 +26,11 @@ class Cargo:
     index: list[int]
     """For each leaf, its entry of ``arrays``."""
 
+    @property
+    def device(self) -> str:
+        """Where the arrays are: the first one's device. ``choose`` has refused several."""
+        return self.arrays[0].device if self.arrays else "cpu"
+
     def first_path(self, array: int) -> str:
         """The path of the first leaf that is this array."""
         return self.tree.paths[self.index.index(array)]
@@ -79,6 +84,10 @@ def _find_door(leaf: Any, asked: str, tree: Tree, position: int) -> Door:
         from gradclip_core.arrays import torch_door
 
         door = torch_door.DOOR
+    elif "cupy" in sys.modules and issubclass(kind, sys.modules["cupy"].ndarray):
+        from gradclip_core.arrays import cupy_door
+
+        door = cupy_door.DOOR
     elif hasattr(kind, "__dlpack__") and hasattr(kind, "__dlpack_device__"):
         door = dlpack_door.DOOR
     else:
@@ -98,7 +107,7 @@ def _find_door(leaf: Any, asked: str, tree: Tree, position: int) -> Door:
 
 def _refuse_parameter(leaf: Any, door: Door) -> None:
     """Tensors that autograd knows: ``model.parameters()`` in place of the gradients, or a graph's own."""
-    if door is numpy_door.DOOR or door is dlpack_door.DOOR or not leaf.requires_grad:
+    if not getattr(leaf, "requires_grad", False) or door is numpy_door.DOOR or door is dlpack_door.DOOR:
         return
     if not leaf.is_leaf and sys.modules["torch"].is_grad_enabled():
         raise Refused(
@@ -115,15 +124,16 @@ def _refuse_parameter(leaf: Any, door: Door) -> None:
 
 
 def _check_overlap(cargo: Cargo, asked: str) -> None:
-    host = [i for i, docked in enumerate(cargo.arrays) if docked.device == "cpu"]
-    pair = overlapping_pair([cargo.arrays[i] for i in host])
-    if pair is not None:
-        a, b = (cargo.first_path(host[i]) for i in pair)
-        raise UnsafeMemoryError(
-            f"{asked}, arrays '{a}' and '{b}'",
-            "they share memory without being the same array, so elements would be counted and scaled twice",
-            "Pass the array that holds both, or copies",
-        )
+    for device in {docked.device for docked in cargo.arrays}:
+        here = [i for i, docked in enumerate(cargo.arrays) if docked.device == device and docked.pointer]
+        pair = overlapping_pair([cargo.arrays[i] for i in here])
+        if pair is not None:
+            a, b = (cargo.first_path(here[i]) for i in pair)
+            raise UnsafeMemoryError(
+                f"{asked}, arrays '{a}' and '{b}'",
+                "they share memory without being the same array, so elements would be counted and scaled twice",
+                "Pass the array that holds both, or copies",
+            )
 
 
 def _check_writable(cargo: Cargo, asked: str) -> None:

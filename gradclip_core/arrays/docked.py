@@ -58,6 +58,10 @@ class Docked:
     """What keeps the memory alive, where that is not ``array``."""
     contiguous: bool = False
     """Known to be C-contiguous; False says nothing."""
+    stream: int = 0
+    """On a device: the producer's current stream, see ``Buffer``."""
+    lent: bool = False
+    """On a device: whether somebody has to keep it alive until queued work has run, see ``Buffer``."""
 
     @property
     def itemsize(self) -> int:

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gradclip_core.arrays.docked import Docked
+from gradclip_core.device import Strided
+from gradclip_core.errors import BackendError
 from gradclip_core.protocol import Buffer, host_view
 
 # Elements are moved as integers or complex pairs of the right width: no conversion, any dtype.
@@ -113,31 +115,55 @@ class Flat:
             view(target).transpose(self.axes_order)[...] = self.packed
 
 
-def flatten_memory(docked: Docked, axes: tuple[int, ...] | None = None, *, pack: bool = False) -> Flat:
-    """The array as one segment, or with ``axes`` as a segment per unit, reduced over those axes.
+def dense_buffer(docked: Docked, axes: tuple[int, ...] | None) -> Buffer | None:
+    """The array's own memory as one segment, or with ``axes`` as a segment per unit. None: it has to be packed.
 
-    Dense arrays are taken in memory order without a copy; others in C order, packed. A unit's
-    elements are taken in C order of ``axes``. ``pack`` asks for a packed copy in any case.
+    Dense arrays are taken in memory order; a unit's elements are taken in C order of ``axes``.
     """
+    length, rows, order = _segments(docked, axes)
+    if rows * length:
+        if axes is None or len(axes) == len(docked.shape):
+            fits = is_dense(docked)
+        else:
+            aligned = docked.pointer % docked.dtype.itemsize == 0
+            fits = aligned and bool(view(docked).transpose(order).flags.c_contiguous)
+        if not fits:
+            return None
+    return _buffer(docked, length, rows)
+
+
+def strided(docked: Docked, axes: tuple[int, ...] | None) -> Strided:
+    """The array as memory on a device that has to be packed, in the order in which its segments are summed."""
+    length, rows, order = _segments(docked, axes)
+    shape, strides = (tuple(values[axis] for axis in order) for values in (docked.shape, docked.strides))
+    return Strided(docked.pointer, shape, strides, docked.itemsize, _buffer(docked, length, rows))
+
+
+def flatten_memory(docked: Docked, axes: tuple[int, ...] | None = None, *, pack: bool = False) -> Flat:
+    """The array in host memory as a backend reads it. ``pack`` asks for a packed copy in any case."""
+    buffer = None if pack else dense_buffer(docked, axes)
+    if buffer is not None:
+        return Flat(buffer)
+    if docked.device != "cpu":
+        raise BackendError(
+            f"an array on {docked.device}",
+            "it is strided, and the backend that serves it takes dense memory alone",
+            "Pass a contiguous copy, or leave backend=None",
+        )
+    length, rows, order = _segments(docked, axes)
+    packed = view(docked).transpose(order).copy(order="C")
+    return Flat(Buffer(packed.ctypes.data, length, docked.dtype, rows, docked.device, packed), packed, order)
+
+
+def _segments(docked: Docked, axes: tuple[int, ...] | None) -> tuple[int, int, tuple[int, ...]]:
+    """Elements of a segment, number of segments, and the axes in the order in which they are summed."""
     parts = 2 if docked.is_complex else 1
     if axes is None or len(axes) == len(docked.shape):
-        elements = math.prod(docked.shape) * parts
-        if elements == 0 or (is_dense(docked) and not pack):
-            return Flat(Buffer(docked.pointer, elements, docked.dtype, 1, docked.device, docked))
-        order = tuple(range(len(docked.shape)))
-        return _packed(docked, order, 1)
+        return size(docked.shape) * parts, 1, tuple(range(len(docked.shape)))
     kept = tuple(axis for axis in range(len(docked.shape)) if axis not in axes)
-    rows = math.prod(docked.shape[axis] for axis in kept)
-    order = kept + axes
     length = math.prod(docked.shape[axis] for axis in axes) * parts
-    aligned = docked.pointer % docked.dtype.itemsize == 0
-    if rows * length == 0 or (aligned and not pack and view(docked).transpose(order).flags.c_contiguous):
-        return Flat(Buffer(docked.pointer, length, docked.dtype, rows, docked.device, docked))
-    return _packed(docked, order, rows)
+    return length, math.prod(docked.shape[axis] for axis in kept), kept + axes
 
 
-def _packed(docked: Docked, order: tuple[int, ...], rows: int) -> Flat:
-    packed = view(docked).transpose(order).copy(order="C")
-    length = packed.size // rows * (2 if docked.is_complex else 1)
-    buffer = Buffer(packed.ctypes.data, length, docked.dtype, rows, docked.device, packed)
-    return Flat(buffer, packed, order)
+def _buffer(docked: Docked, length: int, rows: int) -> Buffer:
+    return Buffer(docked.pointer, length, docked.dtype, rows, docked.device, docked, docked.stream, docked.lent)

@@ -26,7 +26,7 @@ class TorchDoor:
     """See ``Door``."""
 
     def dock(self, x: Any) -> Docked:
-        """A dense CPU tensor or Parameter; every hazard that its memory can hold is refused."""
+        """A CPU or CUDA tensor or Parameter; every hazard that its memory can hold is refused."""
         if type(x) not in _PLAIN:
             x = _plain(x)
         if x.layout is not torch.strided or x.is_nested:
@@ -52,7 +52,10 @@ class TorchDoor:
             is_complex,
             contiguous=x.is_contiguous(),
         )
-        if not x.is_cpu:
+        if x.is_cuda:
+            docked.device = str(x.device)
+            docked.stream = _stream(x.device.index)
+        elif not x.is_cpu:
             docked.device = str(x.device)
             return docked
         if x.is_neg() or (is_complex and x.is_conj()):
@@ -77,6 +80,11 @@ class TorchDoor:
         changed = [docked.array for docked in written if not docked.array.is_inference()]
         if changed:
             torch.autograd.graph.increment_version(changed)
+
+
+def _stream(device: int) -> int:
+    """PyTorch's current stream of a device: its own operations go there too. 1 is the default stream."""
+    return int(torch.cuda.current_stream(device).cuda_stream) or 1
 
 
 def _pointer(x: Any) -> int:

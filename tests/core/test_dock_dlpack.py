@@ -268,14 +268,36 @@ def test_a_capsule_of_another_kind() -> None:
         gc.clip_by_norm_([first, Export(memory, edit_tensor(), b"used_dltensor")], 1.0)
 
 
-def test_memory_of_a_device_has_no_backend_yet() -> None:
+class OnDevice(Versioned):
+    """One that says it is on a device. What its capsule points to is host memory, and nobody may look there."""
+
+    device = CUDA
+
+    def __dlpack__(self, *, max_version: tuple[int, int] | None = None, stream: int | None = None) -> Any:
+        assert stream == 1, "CUDA's default stream, for which the producer has to wait"
+        return super().__dlpack__(max_version=max_version)
+
+
+def test_memory_of_a_device_is_for_the_backends_of_that_device() -> None:
     first, memory = good(), good()
-    x = Versioned(memory)
-    x.device = CUDA
-    with refuses(gc.BackendError, "cuda:1", "all in host memory", [first, memory], at="arrays on"):
-        gc.clip_by_norm_([x], 1.0)
-    with refuses(gc.BackendError, "cuda:1", "", [first, memory], at="backend='numpy'"):
-        gc.clip_by_norm_([first, x], 1.0, backend="numpy")
+    x = OnDevice(memory)
+    with refuses(gc.BackendError, "it reads host memory, and these arrays are on cuda:1", "", [memory], at="numpy"):
+        gc.clip_by_norm([x], 1.0, backend="numpy")
+    with refuses(gc.BackendError, "one call works on one device", "Move them", [first, memory], at="cpu, cuda:1"):
+        gc.clip_by_norm([first, x], 1.0)
+
+
+def test_a_write_to_a_device_by_dlpack_would_be_ordered_by_nobody() -> None:
+    memory = good()
+    with refuses(gc.ReadOnlyError, "make its framework wait for a write", "Use clip_by_norm", [memory], at="array '0'"):
+        gc.clip_by_norm_([OnDevice(memory)], 1.0)
+
+
+def test_a_device_without_a_backend() -> None:
+    x = OnDevice(good())
+    x.device = (10, 0)
+    with refuses(gc.BackendError, "no backend serves memory on rocm:0", "all in host memory", at="arrays on rocm:0"):
+        gc.clip_by_norm([x], 1.0)
 
 
 @pytest.mark.parametrize("where", ["__dlpack__", "__dlpack_device__"])

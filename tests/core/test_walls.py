@@ -60,13 +60,14 @@ def test_the_reference_imports_numpy_and_the_protocol() -> None:
 def test_the_protocol_imports_numpy() -> None:
     allowed = {"__future__", "collections.abc", "dataclasses", "typing", "numpy", "numpy.typing"}
     assert imports(CORE / "protocol.py") <= allowed
+    assert imports(CORE / "device.py") <= allowed | {"gradclip_core.protocol"}
 
 
 def test_backends_do_not_import_decisions() -> None:
-    """A backend never decides: it sees the protocol, and nothing else of the core."""
+    """A backend never decides: it sees the protocols and the errors, and nothing else of the core."""
     for path in (ROOT / "backends").rglob("*.py"):
         core = {name for name in imports(path) if name.startswith("gradclip_core")}
-        assert core <= {"gradclip_core.protocol"}, path
+        assert core <= {"gradclip_core.protocol", "gradclip_core.device", "gradclip_core.errors"}, path
 
 
 def test_files_are_small_rooms() -> None:

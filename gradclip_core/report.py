@@ -1,0 +1,122 @@
+"""From what was measured and decided to what is reported. All of it in host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradclip_core.arrays.dock import Cargo
+from gradclip_core.info import ClipInfo, Details, Facts
+from gradclip_core.norms import Measured, scope_norms
+from gradclip_core.plan import Decision, Segments, decide_norms, decide_nothing, decide_value, decide_zero
+from gradclip_core.precision.environment import ieee_arithmetic
+from gradclip_core.protocol import FloatArray, IntArray
+from gradclip_core.rules import Value
+from gradclip_core.stages import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A stage that was measured and decided."""
+
+    stage: Stage
+    measured: Measured
+    decision: Decision
+    skipped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """All stages of a call, and the norm after them."""
+
+    decided: Sequence[Decided]
+    after: float | None
+
+    @property
+    def skipped(self) -> bool:
+        """Whether non-finite values made the call give up."""
+        return self.decided[-1].skipped
+
+    @property
+    def one_factor(self) -> float | None:
+        """The factor, where all that was decided is one factor on everything."""
+        factors = [here.decision.one_factor for here in self.decided]
+        if self.skipped or None in factors:
+            return None
+        return float(np.prod([f for f in factors if f is not None]))
+
+
+def conclude(stage: Stage, measured: Measured, segments: Segments) -> Decided:
+    """What follows from the measurements. Under "raise" the caller has refused non-finite values before."""
+    if measured.nonfinite.any():
+        if stage.nonfinite == "skip":
+            return Decided(stage, measured, decide_nothing(segments), True)
+        if stage.nonfinite == "zero":
+            return Decided(stage, measured, decide_zero(segments), True)
+    if isinstance(stage.rule, Value):
+        decision = decide_value(measured, stage.limit, segments, stage.inverse, stage.sanitize)
+    else:
+        assert stage.scopes is not None
+        decision = decide_norms(measured, stage.scopes, segments, stage.inverse, stage.sanitize)
+    return Decided(stage, measured, decision, False)
+
+
+def array_ids(rows: IntArray) -> IntArray:
+    """For each segment the array that it is of."""
+    return np.repeat(np.arange(rows.size), rows)
+
+
+def report(cargo: Cargo, story: Callable[[], Story], backend: str, passed: dict[str, list[str]]) -> ClipInfo:
+    """The info of a call, whose numbers are computed when they are first read."""
+
+    @ieee_arithmetic
+    def facts() -> Facts:
+        return _facts(cargo, story())
+
+    @ieee_arithmetic
+    def details() -> Details:
+        return _details(cargo, story().decided)
+
+    return ClipInfo(facts, details, backend, passed)
+
+
+def _facts(cargo: Cargo, story: Story) -> Facts:
+    first, last = story.decided[0], story.decided[-1]
+    inverse = first.stage.inverse
+    ids = array_ids(first.stage.rows)
+    norm = float(scope_norms(first.measured, np.zeros_like(ids), 1).value(inverse)[0])
+    return Facts(
+        norm=norm,
+        clipped_norm=norm if story.after is None else story.after,
+        scale=float(np.min(_factors(cargo, story.decided))) if cargo.arrays else inverse,
+        clipped=any(here.decision.clipped for here in story.decided),
+        skipped=last.skipped,
+        nonfinite=int(first.measured.nonfinite.sum()),
+    )
+
+
+def _factors(cargo: Cargo, decided: Sequence[Decided]) -> FloatArray:
+    """For each array the product of its stages' factors, the smallest of its units'."""
+    product = np.ones(len(cargo.arrays))
+    for here in decided:
+        smallest = np.full(len(cargo.arrays), np.inf)
+        np.minimum.at(smallest, array_ids(here.stage.rows), here.decision.actions.factor)
+        product *= np.where(np.isposinf(smallest), 1.0, smallest)  # an array without elements
+    return product
+
+
+def _details(cargo: Cargo, decided: Sequence[Decided]) -> Details:
+    first = decided[0]
+    rows = first.stage.rows
+    ids = array_ids(rows)
+    norms = scope_norms(first.measured, ids, rows.size).value(first.stage.inverse).tolist()
+    scales = _factors(cargo, decided).tolist()
+    counts = np.bincount(ids, first.measured.nonfinite, rows.size)
+    leaves = list(zip(cargo.index, cargo.tree.paths, strict=True))
+    return (
+        {path: norms[i] for i, path in leaves},
+        {path: scales[i] for i, path in leaves},
+        [path for i, path in leaves if counts[i]],
+    )

@@ -1,0 +1,1 @@
+"""What NVIDIA's wheels bring: compilers and disassemblers that need no GPU."""
