@@ -57,12 +57,12 @@ def run(grads: Any, rule: Rule, how: How, asked: str, target: Target) -> Outcome
     cargo = unload(grads, asked, in_place=target == "memory")
     refuse_complex(cargo, asked, rule)
     backend, passed = choose(how.backend, cargo.arrays)
-    stages = prepare(cargo, rule, how)
     if cargo.device != "cpu" and isinstance(backend, DeviceBackend):
         from gradclip_core.device_run import run_on_device
 
-        return run_on_device(cargo, stages, backend, passed, asked, target)
-    return _run_on_host(cargo, [_with_limits(stage) for stage in stages], backend, passed, asked, target)
+        return run_on_device(cargo, prepare(cargo, rule, how), backend, passed, asked, target)
+    stages = [_with_limits(stage) for stage in prepare(cargo, rule, how.known_on_host())]
+    return _run_on_host(cargo, stages, backend, passed, asked, target)
 
 
 def _with_limits(stage: Stage) -> Stage:

@@ -162,6 +162,10 @@ class How:
                 f"backend={show(self.backend)}", "it is no name", "Pass a name from the registry, or None"
             )
 
+    def known_on_host(self) -> How:
+        """The same, with a loss scale that is on a device read from there."""
+        return self if self.device_scale is None else How(float(self.device_scale), self.nonfinite, self.backend)
+
     @property
     def inverse_scale(self) -> float:
         """What unscales: 1/loss_scale."""

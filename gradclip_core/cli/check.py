@@ -50,7 +50,9 @@ def run(backend: Backend) -> Result:
     result = Result()
     with progress() as bar:
         # Listed before they are run, so that the bar knows how many there are.
-        checks = list(testing.checks(backend))
+        # A backend for a device brings the device's memory along.
+        memory = getattr(backend, "memory_for_checks", lambda: None)()
+        checks = list(testing.checks(backend, memory=memory))
         for check in bar.track(checks, description=backend.name):
             topic = check.name.partition("/")[0]
             result.passed.setdefault(topic, 0)

@@ -6,7 +6,7 @@ for check in testing.checks(backend):
 """
 
 from gradclip_core.testing.conformance import Check, ConformanceError, checks
-from gradclip_core.testing.loopback import Loopback
+from gradclip_core.testing.loopback import DeviceLoopback, Loopback
 from gradclip_core.testing.memory import HostMemory, Memory
 
-__all__ = ["Check", "ConformanceError", "HostMemory", "Loopback", "Memory", "checks"]
+__all__ = ["Check", "ConformanceError", "DeviceLoopback", "HostMemory", "Loopback", "Memory", "checks"]

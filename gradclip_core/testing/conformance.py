@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from gradclip_core.device import DeviceBackend
 from gradclip_core.protocol import (
     DTYPES,
     FLOAT64,
@@ -26,7 +28,7 @@ from gradclip_core.protocol import (
     What,
 )
 from gradclip_core.reference import BACKEND as REFERENCE
-from gradclip_core.testing import cases
+from gradclip_core.testing import cases, decisions
 from gradclip_core.testing.memory import HostMemory, Memory, Stored
 
 POWER_TOLERANCE = 1e-12
@@ -75,6 +77,11 @@ def checks(
     yield Check("measure-table/mixed", lambda: suite.table([DTYPES[name] for name in dtypes]))
     yield Check("apply-table/mixed", lambda: suite.apply_table([DTYPES[name] for name in dtypes]))
     yield Check("measure-table/empty", suite.empty)
+    if isinstance(backend, DeviceBackend):
+        for name in dtypes:
+            for case, situation in decisions.situations(DTYPES[name]):
+                yield Check(f"decide-{case}", partial(suite.decision, situation))
+        yield Check("decide-table/mixed", partial(suite.decision, decisions.mixed()))
 
 
 class _Suite:
@@ -94,6 +101,14 @@ class _Suite:
             reasons = self.backend.not_supported_reasons(request)
             if not reasons or not all(isinstance(reason, str) and len(reason) > 10 for reason in reasons):
                 raise ConformanceError(f"asked for {request}, it gives no reason against it: {reasons!r}")
+
+    def decision(self, situation: decisions.Situation) -> None:
+        """A decision on the device is the host's, and so is what comes of it."""
+        assert isinstance(self.backend, DeviceBackend)
+        try:
+            decisions.check(self.backend, self.memory, situation)
+        except decisions.DecisionError as error:
+            raise ConformanceError(str(error)) from None
 
     # ---- measure -------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The reference behind the protocol, for testing the suite itself: it must pass every check.
+"""The reference behind the protocols, for testing the suite itself: it must pass every check.
 
 A liar is a loopback with one thing wrong; the suite must tell. To write a backend's own liars,
 derive from ``Loopback`` and override a pass.
@@ -7,9 +7,12 @@ derive from ``Loopback`` and override a pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from gradclip_core.device import Answer, Case, Reading, Strided
 from gradclip_core.protocol import Actions, Buffer, Measurements, Request, What
 from gradclip_core.reference import BACKEND as REFERENCE
+from gradclip_core.testing.decisions import Situation, answered
 
 
 class Loopback:
@@ -28,3 +31,50 @@ class Loopback:
     def apply(self, buffers: Sequence[Buffer], out: Sequence[Buffer], actions: Actions) -> None:
         """The reference's."""
         REFERENCE.apply(buffers, out, actions)
+
+
+@dataclass(frozen=True, slots=True)
+class HostAnswer:
+    """An answer that was never anywhere else."""
+
+    reading: Reading
+
+    def poisoned(self) -> bool:
+        """See ``Answer.poisoned``."""
+        found = self.reading.found
+        return bool((found.infs + found.nans).any() or self.reading.fault)
+
+    def read(self) -> Reading:
+        """See ``Answer.read``."""
+        return self.reading
+
+
+class DeviceLoopback(Loopback):
+    """The reference and ``plan.py`` behind the protocol for devices: its device is the host."""
+
+    name = "device_loopback"
+
+    def decide(self, buffers: Sequence[Buffer], case: Case, after: Answer | None = None) -> HostAnswer:
+        """The host's decision."""
+        arrays = [(buffer.as_numpy(), buffer.dtype) for buffer in buffers]
+        weights = None
+        if case.weights is not None:
+            weights = [(buffer.as_numpy(), buffer.dtype) for buffer in case.weights.buffers]
+        scale = None if case.loss_scale is None else float(case.loss_scale.as_numpy()[0, 0])
+        return HostAnswer(answered(Situation(arrays, case, scale, weights)))
+
+    def act(self, buffers: Sequence[Buffer], out: Sequence[Buffer], answer: Answer) -> None:
+        """The reference's."""
+        self.apply(buffers, out, answer.read().actions)
+
+    def measure_clipped(self, buffers: Sequence[Buffer], ord: float, answer: Answer) -> HostAnswer:
+        """The reference's; nobody asks the suite's backends for it."""
+        raise NotImplementedError
+
+    def pack(self, strided: Strided) -> Buffer:
+        """The suite's arrays are dense."""
+        raise NotImplementedError
+
+    def unpack(self, packed: Buffer, strided: Strided, answer: Answer | None, first: int) -> None:
+        """The suite's arrays are dense."""
+        raise NotImplementedError

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from gradclip_backends.gpu.answers import GpuAnswer
+from gradclip_backends.gpu.check_memory import DriverMemory
 from gradclip_backends.gpu.driver import Driver, Queue
 from gradclip_backends.gpu.held import Held
 from gradclip_backends.gpu.memory import Workspace, Workspaces
@@ -194,6 +195,10 @@ class GpuBackend:
         with self._call([packed], [strided.like]) as workspace:
             self.driver.prepare(workspace.queue.device, ["scatter"])
             scatter(workspace, packed, strided, answer, first)
+
+    def memory_for_checks(self, device: int = 0) -> DriverMemory:
+        """A device's memory, for ``gradclip_core.testing.checks(backend, memory=...)``."""
+        return DriverMemory(self.driver, device)
 
     # ---- what they share -----------------------------------------------------------------------
 

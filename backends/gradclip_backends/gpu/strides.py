@@ -44,12 +44,17 @@ def _grid(workspace: Workspace, count: int) -> int:
 def _told(strided: Strided, dense: int) -> Struct:
     # Axes of one element have no stride that matters.
     axes = [(n, s) for n, s in zip(strided.shape, strided.strides, strict=True) if n != 1]
+    # Items move as words of a size that they are all aligned to: half of a complex number, or less.
+    word = math.gcd(8, strided.itemsize, strided.pointer, *(abs(stride) for _, stride in axes))
+    if word < strided.itemsize:
+        axes.append((strided.itemsize // word, word))
     if len(axes) > MOST_AXES:
-        seen = f"an array has {len(axes)} axes, and {MOST_AXES} are the most here"
+        seen = f"an array has {len(strided.shape)} axes, and {MOST_AXES - 1} are the most here"
         raise BackendError("a GPU backend", seen, "Reshape it, or pass a contiguous copy")
     told = np.zeros(1, STRIDED)
-    told["strided"], told["dense"], told["count"] = strided.pointer, dense, math.prod(strided.shape)
+    told["strided"], told["dense"] = strided.pointer, dense
+    told["count"] = math.prod(extent for extent, _ in axes)
     for axis, (extent, stride) in enumerate(axes):
         told["shape"][0, axis], told["strides"][0, axis] = extent, stride
-    told["axes"], told["itemsize"] = len(axes), strided.itemsize
+    told["axes"], told["itemsize"] = len(axes), word
     return told

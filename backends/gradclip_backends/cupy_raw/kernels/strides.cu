@@ -2,7 +2,7 @@
 // gradclip_backends/gpu/strides.py.
 //
 // Grid: any number of blocks of 256 threads, each thread an element after the other, in C order of
-// the shape. Items are moved as integers of their size.
+// the shape. An item is a word of an aligned size; larger ones have an axis of words.
 #include "record.cuh"
 
 #define MOST_AXES 32
@@ -34,10 +34,10 @@ INLINE void move(const Strided& array, bool back) {
 
 INLINE void move_items(const Strided& array, bool back) {
     switch (array.itemsize) {
+        case 1: return move<u8>(array, back);
         case 2: return move<unsigned short>(array, back);
         case 4: return move<u32>(array, back);
-        case 8: return move<u64>(array, back);
-        default: return move<ulonglong2>(array, back);
+        default: return move<u64>(array, back);
     }
 }
 
