@@ -73,6 +73,7 @@ def clip(grads: Any, rule: Rule, **how: Unpack[Common]) -> tuple[Any, ClipInfo]:
     rule : ``GlobalNorm``, ``GroupNorm``, ``ArrayNorm``, ``UnitNorm``, ``Value`` or ``Chain``.
     loss_scale : the gradients hold ``loss_scale · g``; thresholds and norms are those of ``g``,
         and so are the results, in their own dtype: what float16 cannot hold becomes 0 there.
+        A number, or an array of one on the gradients' device, which stays there.
     nonfinite : what to do about infinities and NaNs. ``"raise"``: raise, touch nothing.
         ``"skip"``: leave all as it is, ``info.skipped``. ``"zero"``: set all to 0,
         ``info.skipped``. ``"sanitize"``: NaN to 0, ±inf to ± the largest finite value, then
@@ -84,7 +85,8 @@ def clip(grads: Any, rule: Rule, **how: Unpack[Common]) -> tuple[Any, ClipInfo]:
     -------
     (clipped, info)
         ``clipped`` shares no memory with ``grads``; an array that occurs twice there is one
-        array here too.
+        array here too. On a device the work is queued on the producer's current stream, and the
+        host waits only under ``nonfinite="raise"``, and when ``info`` is read.
 
     Raises
     ------
@@ -105,8 +107,8 @@ def clip(grads: Any, rule: Rule, **how: Unpack[Common]) -> tuple[Any, ClipInfo]:
 def clip_(grads: Any, rule: Rule, **how: Unpack[Common]) -> ClipInfo:
     """Clip by any rule, in place. See ``clip`` for the parameters.
 
-    The arrays must be writable; each framework is told that its memory has changed (PyTorch's
-    version counters). Where nothing is to be clipped or unscaled, no memory is written.
+    The arrays must be writable; each framework is told of a write (PyTorch's version counters, on a
+    device always). Where nothing is to be clipped or unscaled, no memory is written.
 
     Examples
     --------
@@ -313,7 +315,8 @@ def adaptive_clip(
     Raises
     ------
     InvalidArgumentError
-        for axes that an array has not, params that do not match, or that are not finite.
+        for axes that an array has not, params that do not match, or that are not finite (on a
+        device when ``info`` is read; the gradients are left alone).
 
     References
     ----------

@@ -9,8 +9,10 @@ from typing import Any
 from gradclip_core.arrays.docked import Docked, Refused
 from gradclip_core.arrays.dtypes import SUPPORTED, refuse_dtype
 from gradclip_core.errors import UnsafeMemoryError, UnsupportedArrayError
+from gradclip_core.protocol import DType
 
 cupy: Any = sys.modules["cupy"]
+_DTYPES: dict[Any, tuple[DType, bool]] = {}  # NumPy makes a dtype's name anew each time it is asked for
 _KIND = "rocm" if cupy.cuda.runtime.is_hip else "cuda"
 
 
@@ -25,9 +27,12 @@ class CupyDoor:
                 f"it is a {type(x).__name__}, a subclass of cupy.ndarray that may give its memory another meaning",
                 "Pass cupy.asarray(x.get()), or x.view(cupy.ndarray) where the memory means what it says",
             )
-        if x.dtype.name not in SUPPORTED:
-            raise refuse_dtype(x.dtype.name)
-        storage, is_complex = SUPPORTED[x.dtype.name]
+        entry = _DTYPES.get(x.dtype)
+        if entry is None:
+            if x.dtype.name not in SUPPORTED:
+                raise refuse_dtype(x.dtype.name)
+            entry = _DTYPES[x.dtype] = SUPPORTED[x.dtype.name]
+        storage, is_complex = entry
         device = x.device.id
         pointer = int(x.data.ptr) if x.size else 0
         if pointer == 0 and x.size:

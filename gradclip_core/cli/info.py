@@ -15,7 +15,9 @@ from gradclip_core import protocol, registry
 from gradclip_core.cli import EXTRA
 from gradclip_core.cli.console import say, table
 
-_FRAMEWORKS = ("cupy", "jax", "mlx", "paddlepaddle", "tensorflow", "torch")
+_FRAMEWORKS = (
+    "cupy", "cupy-cuda12x", "cupy-cuda13x", "jax", "mlx", "numba-cuda", "paddlepaddle", "tensorflow", "torch",
+)  # fmt: skip
 _FEATURES = ("avx2", "avx512f", "f16c", "fma", "neon", "sve")
 
 

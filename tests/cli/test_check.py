@@ -32,7 +32,8 @@ def broken() -> None:
 
 
 def suite(monkeypatch: pytest.MonkeyPatch, *checks: Question) -> None:
-    def yield_them(_: object) -> Iterator[Question]:
+    def yield_them(_: object, memory: object) -> Iterator[Question]:
+        assert memory is None, "the backends here are the host's"
         yield from checks
 
     monkeypatch.setattr(testing, "checks", yield_them)
@@ -80,7 +81,7 @@ def test_the_real_suite_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real checks have what the command asks of them."""
     real = testing.checks
 
-    def some(backend: object) -> Iterator[testing.Check]:
+    def some(backend: object, memory: object) -> Iterator[testing.Check]:
         yield from (check for check, _ in zip(real(backend), range(20), strict=False))  # type: ignore[arg-type]
 
     monkeypatch.setattr(testing, "checks", some)

@@ -12,7 +12,11 @@ import gradclip_core
 
 CORE = Path(gradclip_core.__file__).parent
 # A door is imported when its framework is; a command line needs its extra.
-APART = {"arrays/torch_door.py", *(str(path.relative_to(CORE)) for path in (CORE / "cli").glob("*.py"))}
+APART = {
+    "arrays/cupy_door.py",
+    "arrays/torch_door.py",
+    *(str(path.relative_to(CORE)) for path in (CORE / "cli").glob("*.py")),
+}
 FILES = sorted(str(path.relative_to(CORE)) for path in CORE.rglob("*.py"))
 
 
