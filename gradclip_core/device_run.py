@@ -90,7 +90,7 @@ def run_on_device(
             known.append(_story(done, after, asked))
         return known[0]
 
-    return Outcome(cargo, current, steps, report(cargo, story, backend.name, passed), story)
+    return Outcome(cargo, current, steps, report(cargo.names(), story, backend.name, passed), story)
 
 
 def write(

@@ -100,7 +100,7 @@ def _run_on_host(
     if after is None and not decided[-1].skipped:
         after = _norm(backend, current, stages[-1].rule.order)
     story = Story(decided, after)
-    info = report(cargo, lambda: story, backend.name, passed)
+    info = report(cargo.names(), lambda: story, backend.name, passed)
     info.norm  # noqa: B018  # the few numbers are computed now; who reads them should not wait
     return Outcome(cargo, current, steps, info, lambda: story)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradclip_core.arrays.dock import Cargo
+from gradclip_core.arrays.dock import Names
 from gradclip_core.info import ClipInfo, Details, Facts
 from gradclip_core.norms import Measured, scope_norms
 from gradclip_core.plan import Decision, Segments, decide_norms, decide_nothing, decide_value, decide_zero
@@ -68,21 +68,21 @@ def array_ids(rows: IntArray) -> IntArray:
     return np.repeat(np.arange(rows.size), rows)
 
 
-def report(cargo: Cargo, story: Callable[[], Story], backend: str, passed: dict[str, list[str]]) -> ClipInfo:
+def report(names: Names, story: Callable[[], Story], backend: str, passed: dict[str, list[str]]) -> ClipInfo:
     """The info of a call, whose numbers are computed when they are first read."""
 
     @ieee_arithmetic
     def facts() -> Facts:
-        return _facts(cargo, story())
+        return _facts(names, story())
 
     @ieee_arithmetic
     def details() -> Details:
-        return _details(cargo, story().decided)
+        return _details(names, story().decided)
 
     return ClipInfo(facts, details, backend, passed)
 
 
-def _facts(cargo: Cargo, story: Story) -> Facts:
+def _facts(names: Names, story: Story) -> Facts:
     first, last = story.decided[0], story.decided[-1]
     inverse = first.stage.inverse
     ids = array_ids(first.stage.rows)
@@ -90,31 +90,31 @@ def _facts(cargo: Cargo, story: Story) -> Facts:
     return Facts(
         norm=norm,
         clipped_norm=norm if story.after is None else story.after,
-        scale=float(np.min(_factors(cargo, story.decided))) if cargo.arrays else inverse,
+        scale=float(np.min(_factors(names, story.decided))) if names.arrays else inverse,
         clipped=any(here.decision.clipped for here in story.decided),
         skipped=last.skipped,
         nonfinite=int(first.measured.nonfinite.sum()),
     )
 
 
-def _factors(cargo: Cargo, decided: Sequence[Decided]) -> FloatArray:
+def _factors(names: Names, decided: Sequence[Decided]) -> FloatArray:
     """For each array the product of its stages' factors, the smallest of its units'."""
-    product = np.ones(len(cargo.arrays))
+    product = np.ones(names.arrays)
     for here in decided:
-        smallest = np.full(len(cargo.arrays), np.inf)
+        smallest = np.full(names.arrays, np.inf)
         np.minimum.at(smallest, array_ids(here.stage.rows), here.decision.actions.factor)
         product *= np.where(np.isposinf(smallest), 1.0, smallest)  # an array without elements
     return product
 
 
-def _details(cargo: Cargo, decided: Sequence[Decided]) -> Details:
+def _details(names: Names, decided: Sequence[Decided]) -> Details:
     first = decided[0]
     rows = first.stage.rows
     ids = array_ids(rows)
     norms = scope_norms(first.measured, ids, rows.size).value(first.stage.inverse).tolist()
-    scales = _factors(cargo, decided).tolist()
+    scales = _factors(names, decided).tolist()
     counts = np.bincount(ids, first.measured.nonfinite, rows.size)
-    leaves = list(zip(cargo.index, cargo.tree.paths, strict=True))
+    leaves = list(zip(names.index, names.tree.paths, strict=True))
     return (
         {path: norms[i] for i, path in leaves},
         {path: scales[i] for i, path in leaves},

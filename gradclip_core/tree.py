@@ -63,6 +63,10 @@ class Tree:
         nodes = (("", self.root), *_nodes(self.root, ""))
         return {path: len(node.names) for path, node in nodes if node and list(node.names) == _numbers(node)}
 
+    def names_only(self) -> Tree:
+        """The same names, without what puts containers back: that may hold on to the leaves."""
+        return Tree(_without_makers(self.root))
+
     def rebuild(self, leaves: Sequence[Any]) -> Any:
         """The container again, of the same types, around other leaves."""
         return _rebuild(self.root, iter(leaves))
@@ -206,6 +210,15 @@ def _registered_node(x: Any) -> tuple[list[Any], Callable[[list[Any]], Any]] | N
             children, context = definition.flatten_fn(x)
             return list(children), lambda values: definition.unflatten_fn(values, context)
     return None
+
+
+def _without_makers(node: Node | None) -> Node | None:
+    if node is None or node is _LEAF:
+        return node
+    children = node.children
+    if any(child is not None and child is not _LEAF for child in children):
+        children = [_without_makers(child) for child in children]
+    return Node(node.names, children, _LEAF.make)
 
 
 def _nodes(node: Node | None, prefix: str) -> Iterator[tuple[str, Node | None]]:

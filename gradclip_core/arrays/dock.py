@@ -18,6 +18,15 @@ _doors: dict[type, Door] = {}
 
 
 @dataclass(frozen=True, slots=True)
+class Names:
+    """The leaves' paths, which array each is, and how many arrays there are."""
+
+    tree: Tree
+    index: list[int]
+    arrays: int
+
+
+@dataclass(frozen=True, slots=True)
 class Cargo:
     """A container's arrays. An array that it holds twice (a tied weight) is in ``arrays`` once."""
 
@@ -25,6 +34,10 @@ class Cargo:
     arrays: list[Docked]
     index: list[int]
     """For each leaf, its entry of ``arrays``."""
+
+    def names(self) -> Names:
+        """What a report needs of the arrays, without holding on to their memory."""
+        return Names(self.tree.names_only(), self.index, len(self.arrays))
 
     @property
     def device(self) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc as collector
 import pickle
+import types
+import weakref
 
 import numpy as np
 import pytest
@@ -77,3 +80,19 @@ def test_a_number_of_threads_that_is_none(asked: str, monkeypatch: pytest.Monkey
     assert "is no number of threads" in info.passed_over["numba_cpu"][0]
     with pytest.raises(gc.BackendError, match="is no number of threads"):
         gc.clip_by_norm([np.ones(2)], 1.0, backend="numba_cpu")
+
+
+@pytest.mark.parametrize("rule", [gc.GlobalNorm(1.0), gc.Value(0.5), gc.Chain(gc.Value(0.5), gc.ArrayNorm(0.1))])
+def test_an_info_or_a_plan_that_is_kept_keeps_no_gradients(rule: gc.GlobalNorm) -> None:
+    """Who keeps the last step's info must not keep its gradients, and pay for two sets of them."""
+    held: list[gc.Plan | gc.ClipInfo] = []
+    for container in (dict, types.MappingProxyType):
+        grads = container({"a": np.full(5, 3.0), "b": [np.ones(2)]})
+        alive = weakref.ref(grads["a"])
+        held.append(gc.clip_(grads, rule))
+        held.append(gc.plan(grads, rule))
+        del grads
+        collector.collect()
+        assert alive() is None
+    infos = [kept.info if isinstance(kept, gc.Plan) else kept for kept in held]
+    assert all(set(info.norms) == {"a", "b.0"} for info in infos)

@@ -38,6 +38,7 @@ class GpuAnswer:
         """See ``Answer.poisoned``."""
         if not self.segments:
             return False
+        self._refuse_capture()
         with self.workspace.lock:
             state = read_state(self.workspace, self.lease.address)
         return bool(state["nonfinite"][0] or state["error"][0])
@@ -68,9 +69,18 @@ class GpuAnswer:
     def _contents(self) -> Contents:
         if not self.segments:
             return Contents.empty(0)
+        self._refuse_capture()
         with self.workspace.lock:
             return read_record(self.workspace, self.lease.address, self.segments)
 
     def _actions(self, contents: Contents) -> Actions:
         sanitize = self.case.nonfinite == "sanitize" and not contents.state["skip"][0]
         return contents.actions(sanitize=bool(sanitize))
+
+    def _refuse_capture(self) -> None:
+        if self.workspace.driver.capturing(self.workspace.queue):
+            raise BackendError(
+                "a result on the device",
+                "its stream is being captured into a CUDA graph, and nothing has run that could be waited for",
+                "Inside a capture pass another nonfinite than 'raise', and read info after a replay",
+            )
