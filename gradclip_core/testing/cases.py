@@ -57,6 +57,10 @@ def finite(dtype: DType, *, deep: bool) -> Iterator[tuple[str, Stored]]:
     lost = np.zeros((16, 256))
     lost[0], lost[1:] = 1.0, 2.0**-27
     yield "lost-in-order", stored(lost.reshape(-1), dtype)
+    # Sums of values that are close together are exact, in any order and in integers; of wider ones not.
+    for width in (10, 12, 13, 15, 16, 18):
+        spread = signs[:4096] * 2.0 ** rng.uniform(-width, 0.0, 4096)
+        yield f"spread-over-{width}-bits", stored(np.where(signs[904:] > 0, spread, 0.0), dtype)
     yield "last-element-alone", stored([0.0] * 4096 + [3.0], dtype)
 
 

@@ -108,7 +108,8 @@ INLINE void act(const Place& place, const Record& record, bool sanitize) {
 template <class Rows>
 INLINE void apply(const Rows& rows, u64 blocks, const Record& record, u32 buffers, bool sanitize, bool in_place) {
     if (in_place && record.state()->acts == 0) return;
-    for_each_block(rows, buffers, blocks, [&](const Place& place) {
+    for_each_block(blocks, [&](u64 block) {
+        const Place place = find_block(rows, buffers, block);
         switch (place.dtype) {
             case FLOAT16: return act<FLOAT16>(place, record, sanitize);
             case BFLOAT16: return act<BFLOAT16>(place, record, sanitize);

@@ -25,6 +25,12 @@ INLINE float multiply(float a, float b) {
     return y;
 }
 
+INLINE float multiply_add(float a, float b, float c) {
+    float y;
+    asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(y) : "f"(a), "f"(b), "f"(c));
+    return y;
+}
+
 INLINE bool less(float a, float b) {
     u32 y;
     asm("{ .reg .pred p; setp.lt.f32 p, %1, %2; selp.u32 %0, 1, 0, p; }" : "=r"(y) : "f"(a), "f"(b));
@@ -53,6 +59,13 @@ INLINE unsigned short float_to_half(float a) {
     unsigned short y;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(a));
     return y;
+}
+
+// The same number, and the compiler does not know that it is: what is computed from it again is not kept
+// in registers meanwhile.
+INLINE u64 opaque(u64 x) {
+    asm volatile("" : "+l"(x));
+    return x;
 }
 
 // An address out of a table is a generic pointer to the compiler, which then cannot use the

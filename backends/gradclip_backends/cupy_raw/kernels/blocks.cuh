@@ -1,5 +1,6 @@
 // The sum over one block of up to 4096 elements by one warp: fast, and with every option.
 #pragma once
+#include "halves.cuh"
 #include "storage.cuh"
 #include "tree.cuh"
 
@@ -20,11 +21,10 @@ INLINE double accumulate(double total, double x) {
 
 // A full, aligned block by 16-byte loads, eight of them under way at a time.
 template <int POWER, int DTYPE>
-INLINE double sum_vectors(const uint4* x, Seen& seen) {
+INLINE void sum_vectors(const uint4* x, Seen& seen, double (&lanes)[8]) {
     typedef Storage<DTYPE> S;
     constexpr int WIDTH = S::WIDTH, BATCHES = BLOCK / WIDTH / 32 / 8;
     const u32 thread = threadIdx.x & 31;
-    double lanes[8] = {};
 #pragma unroll 1
     for (int batch = 0; batch < BATCHES; ++batch) {
         uint4 q[8];
@@ -41,7 +41,14 @@ INLINE double sum_vectors(const uint4* x, Seen& seen) {
             }
         }
     }
-    return fold<WIDTH>(lanes);
+}
+
+template <int POWER, int DTYPE>
+INLINE double sum_full_block(const uint4* x, Seen& seen) {
+    double lanes[8] = {};
+    if constexpr (Storage<DTYPE>::WIDTH == 8 && !DOUBLES_ARE_FAST) sum_halves<POWER, DTYPE>(x, seen, lanes);
+    else sum_vectors<POWER, DTYPE>(x, seen, lanes);
+    return fold<Storage<DTYPE>::WIDTH>(lanes);
 }
 
 // What one block gives. `largest` is that of the finite values.
@@ -85,7 +92,7 @@ template <int POWER, int DTYPE>
 INLINE Found sum_block(const Place& place, u32 options, double low, double high) {
     if (place.n == BLOCK && place.pointer % 16 == 0) {
         Seen seen = {0, ~0u};
-        Found found = {sum_vectors<POWER, DTYPE>(global<const uint4>(place.pointer), seen), 0.0, 0, 0, 0};
+        Found found = {sum_full_block<POWER, DTYPE>(global<const uint4>(place.pointer), seen), 0.0, 0, 0, 0};
         bool fine = summed_all<DTYPE>(seen, &found.largest);
         found.largest = largest_of_warp(found.largest);
         // Nothing lies outside of [low, high] where nothing reaches the nearer of the two.

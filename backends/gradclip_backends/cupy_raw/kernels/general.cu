@@ -10,7 +10,8 @@
 template <class Rows>
 INLINE void powers(const Rows& rows, const Pass& pass, double power) {
     if (closed(pass.gate)) return;
-    for_each_block(rows, pass.buffers, pass.nodes.blocks, [&](const Place& place) {
+    for_each_block(pass.nodes.blocks, [&](u64 block) {
+        const Place place = find_block(rows, pass.buffers, block);
         const double largest = pass.record.numbers(UNITS)[place.segment];
         const double unit = largest == 0.0 ? 1.0 : largest;
         const auto term = [&](double x) { return pow(magnitude(x) / unit, power); };

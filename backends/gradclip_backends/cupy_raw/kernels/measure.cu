@@ -15,6 +15,19 @@ INLINE Found sum_any(const Place& place, u32 options, double low, double high) {
     }
 }
 
+template <int POWER>
+INLINE Found sum_in_bounds(const Place& place, const Pass& pass, bool bounded, double inverse) {
+    double low = 0.0, high = 0.0;
+    if (pass.options & OWN_BOUNDS) {
+        low = pass.record.numbers(LOW)[place.segment];
+        high = pass.record.numbers(HIGH)[place.segment];
+    } else if (bounded) {
+        low = pass.limits.low[place.dtype] / inverse;
+        high = pass.limits.high[place.dtype] / inverse;
+    }
+    return sum_any<POWER>(place, pass.options, low, high);
+}
+
 // One thread: what is counted is rare, so that plain atomics do.
 INLINE void count(const Record& record, u64 segment, const Found& found) {
     if (found.infs) atomicAdd(record.counts(INFS) + segment, static_cast<u64>(found.infs));
@@ -43,16 +56,10 @@ INLINE void measure(const Rows& rows, const Pass& pass) {
     const u32 thread = threadIdx.x & 31;
     const bool bounded = (pass.options & BOUNDS) != 0;
     const double inverse = bounded ? inverse_scale(pass.scale) : 1.0;
-    for_each_block(rows, pass.buffers, pass.nodes.blocks, [&](const Place& place) {
-        double low = 0.0, high = 0.0;
-        if (pass.options & OWN_BOUNDS) {
-            low = pass.record.numbers(LOW)[place.segment];
-            high = pass.record.numbers(HIGH)[place.segment];
-        } else if (bounded) {
-            low = pass.limits.low[place.dtype] / inverse;
-            high = pass.limits.high[place.dtype] / inverse;
-        }
-        Found found = sum_any<POWER>(place, pass.options, low, high);
+    for_each_block(pass.nodes.blocks, [&](u64 block) {
+        Found found = sum_in_bounds<POWER>(find_block(rows, pass.buffers, block), pass, bounded, inverse);
+        // Found once more, instead of being kept while the block's elements take all registers.
+        const Place place = find_block(rows, pass.buffers, opaque(block));
         if (thread == 0) count(pass.record, place.segment, found);
         if (climb(pass.nodes, place, found.sum, found.largest) && thread == 0)
             finish(pass.record, place.segment, place.dtype, found.sum, found.largest);

@@ -18,9 +18,9 @@ struct Pass {
 INLINE bool closed(u64 gate) { return gate != 0 && *global<const u32>(gate) == 0; }
 
 // Each warp takes a block of 4096 elements after the other.
-template <class Rows, class Work>
-INLINE void for_each_block(const Rows& rows, u32 buffers, u64 blocks, const Work& work) {
+template <class Work>
+INLINE void for_each_block(u64 blocks, const Work& work) {
     for (u64 block = static_cast<u64>(blockIdx.x) * WARPS + threadIdx.x / 32; block < blocks;
          block += static_cast<u64>(gridDim.x) * WARPS)
-        work(find_block(rows, buffers, block));
+        work(block);
 }

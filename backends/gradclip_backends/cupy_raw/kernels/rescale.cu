@@ -8,7 +8,8 @@
 template <class Rows>
 INLINE void rescale(const Rows& rows, const Pass& pass, double power) {
     if (closed(pass.gate)) return;
-    for_each_block(rows, pass.buffers, pass.nodes.blocks, [&](const Place& place) {
+    for_each_block(pass.nodes.blocks, [&](u64 block) {
+        const Place place = find_block(rows, pass.buffers, block);
         if (place.dtype != FLOAT64) return;
         const i64 exponent = static_cast<i64>(pass.record.counts(EXPONENTS)[place.segment]);
         if (exponent == 0) return;

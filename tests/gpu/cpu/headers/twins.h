@@ -7,6 +7,8 @@
 inline float one_nan(float a) { return a == a ? a : __uint_as_float(0x7fffffffu); }
 
 inline float multiply(float a, float b) { return one_nan(a * b); }
+inline float multiply_add(float a, float b, float c) { return one_nan(fmaf(a, b, c)); }
+inline unsigned long long opaque(unsigned long long x) { return x; }
 inline bool less(float a, float b) { return a < b; }
 inline double float_to_double(float a) { return a; }
 inline float double_to_float(double a) { return one_nan(static_cast<float>(a)); }
