@@ -1,13 +1,17 @@
-"""``python -m benchmarks [NAME]``, from the root of a checkout with torch installed."""
+"""``python -m benchmarks [NAME ...]``, from the root of a checkout with torch installed. Without names: the CPU's.
+
+``gpu`` needs a CUDA device, ``gpu-host`` CuPy and no device.
+"""
 
 import sys
 
-from benchmarks import bench_clip
+from benchmarks import bench_clip, bench_gpu, bench_gpu_host
 
-BENCHMARKS = {"gpt2": bench_clip.run_gpt2, "small": bench_clip.run_small}
+ON_THE_CPU = {"gpt2": bench_clip.run_gpt2, "small": bench_clip.run_small}
+BENCHMARKS = {**ON_THE_CPU, "gpu": bench_gpu.run, "gpu-host": bench_gpu_host.run}
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or BENCHMARKS:
+    for name in sys.argv[1:] or ON_THE_CPU:
         if name not in BENCHMARKS:
             sys.exit(f"there is no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
         BENCHMARKS[name]()

@@ -245,6 +245,7 @@ class GpuBackend:
         *,
         sanitize: bool,
     ) -> None:
-        rows = put_rows(workspace, buffers, out, "rows")
         in_place = all(a.pointer == b.pointer for a, b in zip(buffers, out, strict=True))
+        # In place the decision's table serves again; another one would take its place in memory, call by call.
+        rows = put_rows(workspace, buffers, out, "rows" if in_place else "moved")
         Passes(workspace, rows, record, _NO_SCALE, sanitize=sanitize).apply(in_place=in_place)

@@ -54,13 +54,19 @@ def rule_of(
             rule["one"]["limit"] = scopes.limits[0]
         else:
             rule["limits"] = workspace.table("limits", scopes.limits)
+    elif scopes.limits.size == 1:
+        lengths = [buffer.length * buffer.rows for buffer in buffers]
+        narrow = any(buffer.dtype is not FLOAT64 and buffer.length for buffer in buffers)
+        _check_members(segments)
+        rule["kind"], rule["scopes"] = ONE, 1
+        rule["one"] = np.array([(scopes.limits[0], float(sum(lengths)), 0, segments, narrow, 0)], GROUP)
     else:
         _put_groups(workspace, rule, scopes, buffers)
     return rule
 
 
 def _put_groups(workspace: Workspace, rule: Struct, scopes: Scopes, buffers: list[_Buffer]) -> None:
-    """One scope goes with the launch; the members of several stand in tables, group by group."""
+    """The members of several scopes stand in tables, group by group."""
     rows = [buffer.rows for buffer in buffers]
     sizes = np.repeat(np.array([float(buffer.length) for buffer in buffers]), rows)
     narrow = np.repeat(np.array([buffer.dtype is not FLOAT64 and buffer.length > 0 for buffer in buffers]), rows)
@@ -69,17 +75,17 @@ def _put_groups(workspace: Workspace, rule: Struct, scopes: Scopes, buffers: lis
     np.add.at(groups["size"], scopes.ids, sizes)
     np.maximum.at(groups["narrow"], scopes.ids, narrow.astype(np.uint32))
     counts = np.bincount(scopes.ids, minlength=scopes.limits.size)
-    if counts.max(initial=0) > MOST_MEMBERS:
-        seen = f"{counts.max()} arrays are one scope, and {MOST_MEMBERS} are the most here"
-        raise BackendError("a GPU backend", seen, "Clip fewer arrays in a call")
+    _check_members(int(counts.max(initial=0)))
     groups["count"] = counts
     groups["start"][1:] = np.cumsum(counts)[:-1]
     rule["scopes"] = scopes.limits.size
-    if scopes.limits.size == 1:
-        rule["kind"] = ONE
-        rule["one"] = groups
-        return
     rule["kind"] = GROUPS
     rule["groups"] = workspace.table("groups", groups)
     members: npt.NDArray[np.uint32] = np.argsort(scopes.ids, kind="stable").astype(np.uint32)
     rule["members"] = workspace.table("members", members)
+
+
+def _check_members(count: int) -> None:
+    if count > MOST_MEMBERS:
+        seen = f"{count} arrays are one scope, and {MOST_MEMBERS} are the most here"
+        raise BackendError("a GPU backend", seen, "Clip fewer arrays in a call")

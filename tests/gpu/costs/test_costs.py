@@ -1,0 +1,51 @@
+"""docs/gpu.md says what is counted, and what is counted keeps the promises that a call on a device makes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.gpu.costs.count import DTYPES, RULES, Cost, costs
+from tests.gpu.costs.model import SIZES, multi_tensor_launches, ours
+from tests.gpu.costs.table import TABLES, documented
+from tests.gpu.toolkit.needs import needs_nvrtc
+
+pytestmark = needs_nvrtc
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_document_has_the_table_that_is_made(name: str) -> None:
+    assert TABLES[name]() == documented(name), "run python -m tests.gpu.costs --write"
+
+
+def test_the_promises() -> None:
+    found = costs()
+    for rule in RULES:
+        for dtype in DTYPES:
+            unclipped, clipped = found[rule, dtype, False], found[rule, dtype, True]
+            for cost in (unclipped, clipped):
+                assert cost.waits == 0, "the host waits, and nothing asked it to"
+                assert cost.allocations == 0, "a warm call allocates"
+            assert unclipped.written == 0, "a step that clips nothing writes"
+            assert unclipped.read == rule.count(",") + 1, "a step that clips nothing reads more than once"
+            assert clipped.kernels == unclipped.kernels, "the launches depend on values, which the host cannot know"
+
+
+def test_the_model_takes_what_is_counted() -> None:
+    found = costs()
+    for dtype in DTYPES[:3]:
+        unclipped, clipped = found["global", dtype, False], found["global", dtype, True]
+        assert ours().launches == unclipped.launches + unclipped.memsets
+        assert (ours().unclipped, ours().clipped) == tuple(map(_moved, (unclipped, clipped)))
+
+
+def _moved(cost: Cost) -> float:
+    return cost.read + cost.written
+
+
+def test_the_launches_of_a_multi_tensor_launcher() -> None:
+    assert sum(SIZES) == 124_439_808
+    assert multi_tensor_launches([10] * 110, 110, 320) == 1
+    assert multi_tensor_launches([10] * 111, 110, 320) == 2
+    assert multi_tensor_launches([65536 * 320], 110, 320) == 1
+    assert multi_tensor_launches([65536 * 320 + 1], 110, 320) == 2
+    assert multi_tensor_launches([], 110, 320) == 0
