@@ -65,7 +65,7 @@ INLINE double sum_lane(const Lane16<DTYPE>& lane, u32 most, u32 least) {
     }
     // 2^52 + total holds total in its last 52 bits; times a power of two by adding to the exponent.
     const double whole = __longlong_as_double(static_cast<i64>(total | 0x4330000000000000ull)) - 4503599627370496.0;
-    return __longlong_as_double(static_cast<i64>(bits_of(whole)) + (static_cast<i64>(POWER * unit) << 52));
+    return __longlong_as_double(static_cast<i64>(bits_of(whole) + (static_cast<u64>(POWER * unit) << 52)));
 }
 
 template <int DTYPE>

@@ -1,0 +1,1 @@
+"""Bugs put into the kernels on purpose, each with the net that has to catch it."""
