@@ -29,6 +29,7 @@ from gradclip_core.protocol import (
 )
 from gradclip_core.reference import BACKEND as REFERENCE
 from gradclip_core.testing import cases, decisions
+from gradclip_core.testing.device_checks import DeviceChecks
 from gradclip_core.testing.memory import HostMemory, Memory, Stored
 
 POWER_TOLERANCE = 1e-12
@@ -81,6 +82,8 @@ def checks(
         for name in dtypes:
             for case, situation in decisions.situations(DTYPES[name]):
                 yield Check(f"decide-{case}", partial(suite.decision, situation))
+            for case, run in DeviceChecks(backend, suite.memory, DTYPES[name]).named():
+                yield Check(f"device-{case}", partial(suite.on_device, run))
         yield Check("decide-table/mixed", partial(suite.decision, decisions.mixed()))
 
 
@@ -94,6 +97,11 @@ class _Suite:
     # ---- what it claims ------------------------------------------------------------------------
 
     def supports(self, dtypes: Sequence[str]) -> None:
+        there = [name for name in ("decide", "act", "measure_clipped", "pack", "unpack") if hasattr(self.backend, name)]
+        if there and not isinstance(self.backend, DeviceBackend):
+            raise ConformanceError(
+                f"it has {', '.join(there)}, and not all that a device backend has: it is taken for none"
+            )
         device = frozenset({self.memory.device})
         if reasons := self.backend.not_supported_reasons(Request(device, frozenset(dtypes))):
             raise ConformanceError(f"it says that it cannot serve {', '.join(dtypes)}: {'; '.join(reasons)}")
@@ -105,8 +113,12 @@ class _Suite:
     def decision(self, situation: decisions.Situation) -> None:
         """A decision on the device is the host's, and so is what comes of it."""
         assert isinstance(self.backend, DeviceBackend)
+        self.on_device(partial(decisions.check, self.backend, self.memory, situation))
+
+    def on_device(self, run: Callable[[], None]) -> None:
+        """A question to a backend that decides on its device."""
         try:
-            decisions.check(self.backend, self.memory, situation)
+            run()
         except decisions.DecisionError as error:
             raise ConformanceError(str(error)) from None
 

@@ -7,10 +7,15 @@ derive from ``Loopback`` and override a pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from gradclip_core.device import Answer, Case, Reading, Strided
-from gradclip_core.protocol import Actions, Buffer, Measurements, Request, What
+from gradclip_core.plan import actions_of
+from gradclip_core.protocol import DTYPES, LEAVE, Actions, Buffer, Measurements, Request, What, host_view
 from gradclip_core.reference import BACKEND as REFERENCE
 from gradclip_core.testing.decisions import Situation, answered
 
@@ -61,20 +66,36 @@ class DeviceLoopback(Loopback):
         if case.weights is not None:
             weights = [(buffer.as_numpy(), buffer.dtype) for buffer in case.weights.buffers]
         scale = None if case.loss_scale is None else float(case.loss_scale.as_numpy()[0, 0])
-        return HostAnswer(answered(Situation(arrays, case, scale, weights)))
+        invalid = scale is not None and not 2.0**-1022 <= scale <= 2.0**1022
+        reading = answered(Situation(arrays, case, 1.0 if invalid else scale, weights))
+        if invalid or (after is not None and after.read().skipped):
+            count = reading.actions.op.size
+            nothing = actions_of(np.full(count, LEAVE, np.uint8), np.ones(count))
+            reading = replace(reading, actions=nothing, skipped=True, fault="loss_scale" if invalid else "")
+        return HostAnswer(reading)
 
     def act(self, buffers: Sequence[Buffer], out: Sequence[Buffer], answer: Answer) -> None:
         """The reference's."""
         self.apply(buffers, out, answer.read().actions)
 
     def measure_clipped(self, buffers: Sequence[Buffer], ord: float, answer: Answer) -> HostAnswer:
-        """The reference's; nobody asks the suite's backends for it."""
-        raise NotImplementedError
+        """The reference's measurement, where an element was beyond its limits."""
+        reading = answer.read()
+        if not (reading.found.largest * reading.inverse > reading.actions.high).any():
+            return HostAnswer(replace(reading, found=Measurements.empty(reading.found.sums.size)))
+        return self.decide(buffers, Case(ord, "propagate", 1.0, bounds=dict.fromkeys(DTYPES, (-np.inf, np.inf))))
 
     def pack(self, strided: Strided) -> Buffer:
-        """The suite's arrays are dense."""
-        raise NotImplementedError
+        """NumPy's copy."""
+        packed = _strided_view(strided).copy()
+        return replace(strided.like, pointer=packed.ctypes.data, owner=packed)
 
     def unpack(self, packed: Buffer, strided: Strided, answer: Answer | None, first: int) -> None:
-        """The suite's arrays are dense."""
-        raise NotImplementedError
+        """NumPy's assignment."""
+        if answer is None or (answer.read().actions.op[first : first + packed.rows] != LEAVE).any():
+            view = _strided_view(strided)
+            view[...] = packed.as_numpy().reshape(view.shape)
+
+
+def _strided_view(strided: Strided) -> npt.NDArray[Any]:
+    return host_view(strided.pointer, strided.shape, strided.like.dtype.view, strided.like.owner, strided.strides)

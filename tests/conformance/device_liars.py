@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gradclip_core.device import Answer, Case, Reading
+from gradclip_core.device import Answer, Case, Reading, Strided
 from gradclip_core.plan import actions_of
 from gradclip_core.protocol import LEAVE, SCALE, Actions, Buffer
 from gradclip_core.testing import DeviceLoopback
@@ -125,6 +125,63 @@ class WritesAnother(DeviceLoopback):
         self.apply(buffers, out, dataclasses.replace(actions, coarse=actions.coarse * 0.5, factor=actions.factor * 0.5))
 
 
+class ForgetsWhatWasBefore(DeviceLoopback):
+    """Goes on behind a rule that gave up."""
+
+    def decide(self, buffers: Sequence[Buffer], case: Case, after: Answer | None = None) -> HostAnswer:
+        return super().decide(buffers, case)
+
+
+class TakesAnyScale(DeviceLoopback):
+    """Multiplies by the reciprocal of whatever the loss scale is."""
+
+    def decide(self, buffers: Sequence[Buffer], case: Case, after: Answer | None = None) -> HostAnswer:
+        return HostAnswer(dataclasses.replace(super().decide(buffers, case, after).read(), fault=""))
+
+
+class NeverPoisoned(DeviceLoopback):
+    """Says that all is well."""
+
+    def decide(self, buffers: Sequence[Buffer], case: Case, after: Answer | None = None) -> HostAnswer:
+        class Well(HostAnswer):
+            def poisoned(self) -> bool:
+                return False
+
+        return Well(super().decide(buffers, case, after).read())
+
+
+class RewritesWhatIsLeft(DeviceLoopback):
+    """Writes the bytes that are there."""
+
+    def act(self, buffers: Sequence[Buffer], out: Sequence[Buffer], answer: Answer) -> None:
+        super().act(buffers, out, answer)
+        for buffer in out:
+            buffer.as_numpy()[:] = buffer.as_numpy().copy()
+
+
+class PacksInMemoryOrder(DeviceLoopback):
+    """Takes a strided array for a dense one."""
+
+    def pack(self, strided: Strided) -> Buffer:
+        ascending = tuple(sorted(strided.strides, key=abs))
+        return super().pack(dataclasses.replace(strided, strides=ascending))
+
+
+class NeverPutsBack(DeviceLoopback):
+    """Leaves a strided array as it was."""
+
+    def unpack(self, packed: Buffer, strided: Strided, answer: Answer | None, first: int) -> None:
+        if answer is None:
+            super().unpack(packed, strided, answer, first)
+
+
+class MeasuresNothingAfter(DeviceLoopback):
+    """The norm after a by-value clip is that of the gradients before."""
+
+    def measure_clipped(self, buffers: Sequence[Buffer], ord: float, answer: Answer) -> HostAnswer:
+        return HostAnswer(answer.read())
+
+
 DEVICE_LIARS: dict[type[DeviceLoopback], set[str]] = {
     FactorRoundedToNearest: {"decide-norms", "decide-weights"},
     NoShave: {"decide-norms"},
@@ -137,4 +194,11 @@ DEVICE_LIARS: dict[type[DeviceLoopback], set[str]] = {
     CarriesNotAsked: {"decide-carried"},
     ExponentsForgotten: {"decide-rescaled"},
     WritesAnother: {"decide-norms", "decide-value"},
+    ForgetsWhatWasBefore: {"device-after"},
+    TakesAnyScale: {"device-faults"},
+    NeverPoisoned: {"device-faults"},
+    RewritesWhatIsLeft: {"device-act-writes-nothing"},
+    PacksInMemoryOrder: {"device-strides"},
+    NeverPutsBack: {"device-strides"},
+    MeasuresNothingAfter: {"device-clipped"},
 }

@@ -15,7 +15,7 @@ DTYPES = ("float16", "float64")
 def failing(backend: testing.DeviceLoopback) -> set[str]:
     found = set()
     for check in testing.checks(backend, dtypes=DTYPES, thorough=False):
-        if check.topic.startswith("decide-"):
+        if check.topic.startswith(("decide-", "device-")):
             try:
                 check.run()
             except testing.ConformanceError as error:
@@ -26,7 +26,7 @@ def failing(backend: testing.DeviceLoopback) -> set[str]:
 def test_loopback_passes_every_decision() -> None:
     names = set()
     for check in testing.checks(testing.DeviceLoopback(), thorough=False):
-        if check.topic.startswith("decide-"):
+        if check.topic.startswith(("decide-", "device-")):
             check.run()
             assert check.name not in names, "a check's name is its address"
             names.add(check.name)
@@ -40,8 +40,18 @@ def test_every_liar_that_decides_is_seen(liar: type[testing.DeviceLoopback]) -> 
 
 def test_every_topic_of_decisions_is_needed_by_a_liar() -> None:
     checks = testing.checks(testing.DeviceLoopback(), thorough=False)
-    topics = {check.topic for check in checks if check.topic.startswith("decide-")}
+    topics = {check.topic for check in checks if check.topic.startswith(("decide-", "device-"))}
     assert topics - set().union(*DEVICE_LIARS.values()) == {"decide-general"}  # seen by the next test
+
+
+def test_half_a_device_backend_is_taken_for_none_and_told_so() -> None:
+    class Half(testing.Loopback):
+        def decide(self, buffers, case, after=None):  # type: ignore[no-untyped-def]
+            raise NotImplementedError
+
+    first = next(testing.checks(Half()))
+    with pytest.raises(testing.ConformanceError, match="it has decide, and not all"):
+        first.run()
 
 
 def test_a_general_order_may_differ_by_its_tolerance_alone() -> None:
