@@ -13,7 +13,7 @@ import numpy as np
 
 from gradclip_core.arrays.dock import Cargo, unload
 from gradclip_core.arrays.docked import Docked
-from gradclip_core.arrays.layout import dense_buffer, size, strided
+from gradclip_core.arrays.layout import dense_buffer, strided
 from gradclip_core.device import Answer, Case, DeviceBackend, Reading, Strided, Weights
 from gradclip_core.errors import InvalidArgumentError, UnsafeMemoryError, show
 from gradclip_core.norms import Measured, scope_norms
@@ -138,9 +138,10 @@ def _scale_buffer(scale: object, device: str) -> Buffer:
     """A loss scale that stays on the device: one number, of a floating dtype."""
     cargo = unload(scale, f"loss_scale={show(type(scale).__name__)}", clips=False)
     docked = cargo.arrays[0] if len(cargo.arrays) == 1 else None
-    cure = "Pass one floating number on the gradients' device, or a Python float"
-    if docked is None or size(docked.shape) != 1 or docked.is_complex:
-        raise InvalidArgumentError("loss_scale", "it does not hold exactly one real number", cure)
+    cure = "Pass a 0-d array of a floating dtype on the gradients' device, or a Python float"
+    if docked is None or docked.shape != () or docked.is_complex:
+        seen = "it is no single array" if docked is None else f"it is a {docked.dtype} array of shape {docked.shape}"
+        raise InvalidArgumentError("loss_scale", seen, cure)
     if docked.device != device:
         seen = f"it is on {docked.device}, and the gradients are on {device}"
         raise InvalidArgumentError("loss_scale", seen, cure)

@@ -73,7 +73,7 @@ def clip(grads: Any, rule: Rule, **how: Unpack[Common]) -> tuple[Any, ClipInfo]:
     rule : ``GlobalNorm``, ``GroupNorm``, ``ArrayNorm``, ``UnitNorm``, ``Value`` or ``Chain``.
     loss_scale : the gradients hold ``loss_scale · g``; thresholds and norms are those of ``g``,
         and so are the results, in their own dtype: what float16 cannot hold becomes 0 there.
-        A number, or an array of one on the gradients' device, which stays there.
+        A number, or a 0-d array on the gradients' device, which stays there.
     nonfinite : what to do about infinities and NaNs. ``"raise"``: raise, touch nothing.
         ``"skip"``: leave all as it is, ``info.skipped``. ``"zero"``: set all to 0,
         ``info.skipped``. ``"sanitize"``: NaN to 0, ±inf to ± the largest finite value, then

@@ -21,6 +21,7 @@ BACKENDS: dict[str, tuple[str, str]] = {
 # Who serves which memory, best first. A device that is not here has no backend yet.
 PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("numba_cpu", "numpy"), "cuda": ("cupy_raw", "numba_cuda")}
 
+_PROTOCOL = ("name", "not_supported_reasons", "measure", "apply")
 _loaded: dict[str, Backend] = {}
 _failed: dict[str, str] = {}
 
@@ -51,6 +52,9 @@ def load(name: str) -> Backend:
         except Exception as error:  # a broken install fails in any way it likes
             _failed[name] = f"{type(error).__name__}: {error}"
         else:
+            if missing := [part for part in _PROTOCOL if not hasattr(backend, part)]:
+                seen = f"{address} has no {', '.join(missing)}, so it is no backend"
+                raise BackendError(f"backend={name!r}", seen, "See gradclip_core.protocol.Backend")
             _loaded[name] = backend
             return backend
     raise BackendError(f"backend={name!r}", f"it cannot be imported ({_failed[name]})", f"Try: {cure}")
@@ -79,7 +83,7 @@ def select(name: str | None, request: Request) -> tuple[Backend, dict[str, list[
         raise BackendError(
             f"arrays on {', '.join(sorted(request.devices))}",
             "one call works on one device",
-            "Move them to one, or make a call for each device and combine their norms",
+            "Move them to one, or make a call for each device",
         )
     passed: dict[str, list[str]] = {}
     device = min(request.devices) if request.devices else "cpu"
@@ -99,7 +103,5 @@ def select(name: str | None, request: Request) -> tuple[Backend, dict[str, list[
 
 def _cure(device: str, passed: dict[str, list[str]]) -> str:
     if passed and device != "cpu":
-        return (
-            f"Make one of them serve ({'; '.join(BACKENDS[who][1] for who in passed)}), or pass arrays in host memory"
-        )
-    return "Pass arrays that are all in host memory, or register a backend for the device"
+        return "Make one of them serve (`gradclip info` shows them all), or pass arrays in host memory"
+    return "Pass arrays that are in host memory or on a CUDA device, or register a backend for the device"

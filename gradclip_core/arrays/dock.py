@@ -97,7 +97,7 @@ def _find_door(leaf: Any, asked: str, tree: Tree, position: int) -> Door:
         from gradclip_core.arrays import torch_door
 
         door = torch_door.DOOR
-    elif "cupy" in sys.modules and issubclass(kind, sys.modules["cupy"].ndarray):
+    elif sys.modules.get("cupy") is not None and issubclass(kind, sys.modules["cupy"].ndarray):
         from gradclip_core.arrays import cupy_door
 
         door = cupy_door.DOOR
@@ -112,7 +112,7 @@ def _find_door(leaf: Any, asked: str, tree: Tree, position: int) -> Door:
         elif isinstance(leaf, str):
             cure = "Pass the arrays alone, or a dict of them: {name: p.grad for name, p in model.named_parameters()}"
         else:
-            cure = "Pass NumPy arrays, PyTorch tensors, or objects with __dlpack__"
+            cure = "Pass NumPy arrays, CuPy arrays, PyTorch tensors, or objects with __dlpack__"
         raise UnsupportedArrayError(f"{asked}, leaf '{path}'", f"a {kind.__module__}.{kind.__name__} is no array", cure)
     _doors[kind] = door
     return door

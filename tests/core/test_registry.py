@@ -93,3 +93,10 @@ def test_every_order_of_norm_reaches_a_registered_backend(stranger: str) -> None
     x = np.random.default_rng(1).standard_normal(5000).astype(np.float32)
     for ord in (1, 2, math.inf, 2.5):  # the loopback is the reference: the same bits for 2.5 too
         assert gc.global_norm([x], ord) == gc.global_norm([x], ord, backend="numpy")
+
+
+def test_what_has_no_passes_is_no_backend(stranger: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry._loaded.pop("stranger")
+    monkeypatch.setitem(registry.BACKENDS, "stranger", ("math:pi", "pip install stranger"))
+    with pytest.raises(gc.BackendError, match="math:pi has no name, not_supported_reasons, measure, apply"):
+        gc.clip_by_global_norm([np.ones(3)], 1.0, backend="stranger")
