@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from gradclip_core.protocol import Actions, Backend, Buffer, FloatArray, IntArray, Measurements, Scopes
+from gradclip_core.protocol import Actions, Backend, Buffer, DType, FloatArray, IntArray, Measurements, Scopes
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,10 @@ class Answer(Protocol):
 @runtime_checkable
 class DeviceBackend(Backend, Protocol):
     """A backend that also decides where the gradients are, so that the host need not wait."""
+
+    def prepare(self, device: str, dtypes: Sequence[DType], rules: Sequence[tuple[float, bool]]) -> None:
+        """Compile what rules of these orders (True: by value) need: none must fail behind another's write."""
+        ...
 
     def decide(self, buffers: Sequence[Buffer], case: Case, after: Answer | None = None) -> Answer:
         """The read pass and the decision, to the bit what ``plan.py`` decides.

@@ -19,6 +19,7 @@ from gradclip_core.errors import InvalidArgumentError, UnsafeMemoryError, show
 from gradclip_core.norms import Measured, scope_norms
 from gradclip_core.passes import Axes, report_writes
 from gradclip_core.plan import Segments, stored_values
+from gradclip_core.precision.environment import ieee_arithmetic
 from gradclip_core.precision.nonfinite import refuse
 from gradclip_core.protocol import DTYPES, Buffer, Scopes
 from gradclip_core.report import Decided, Story, array_ids, conclude, report
@@ -62,6 +63,11 @@ def run_on_device(
     done: list[_Asked] = []
     steps: list[Step] = []
     after: Answer | None = None
+    stages = [_with_limits_from_elsewhere(stage, cargo.device) for stage in stages]
+    if len(stages) > 1:
+        # A later rule's kernels must not fail to compile once the first has written.
+        dtypes = [docked.dtype for docked in cargo.arrays]
+        backend.prepare(cargo.device, dtypes, [(stage.rule.order, isinstance(stage.rule, Value)) for stage in stages])
     for number, stage in enumerate(stages):
         flats = _flats(backend, current, stage.axes)
         buffers = [flat.buffer for flat in flats]
@@ -85,6 +91,7 @@ def run_on_device(
         after = backend.measure_clipped(buffers, stages[-1].rule.order, done[-1].answer)
     known: list[Story] = []
 
+    @ieee_arithmetic
     def story() -> Story:
         if not known:
             known.append(_story(done, after, asked))
@@ -116,6 +123,14 @@ def _flats(backend: DeviceBackend, arrays: Sequence[Docked], axes: Axes) -> list
     return flats
 
 
+def _with_limits_from_elsewhere(stage: Stage, device: str) -> Stage:
+    """Weights on another device are measured there, now: who reads the info later may find them stepped on."""
+    if stage.weights is None or {docked.device for docked in stage.weights.arrays} <= {device}:
+        return stage
+    limits = measured_limits(stage.weights)
+    return replace(stage, weights=None, scopes=Scopes(np.arange(limits.size), limits))
+
+
 def _case(backend: DeviceBackend, stage: Stage, device: str) -> Case:
     scale = None if stage.device_scale is None else _scale_buffer(stage.device_scale, device)
     case = Case(stage.rule.order, stage.nonfinite, stage.inverse, scale)
@@ -127,11 +142,8 @@ def _case(backend: DeviceBackend, stage: Stage, device: str) -> Case:
     weights = stage.weights
     if weights is None:
         return replace(case, scopes=stage.scopes)
-    if {docked.device for docked in weights.arrays} <= {device}:
-        flats = _flats(backend, weights.arrays, weights.axes)
-        return replace(case, weights=Weights([flat.buffer for flat in flats], weights.clipping, weights.eps))
-    # Weights elsewhere are measured there, and their limits go to the gradients.
-    return replace(case, scopes=Scopes(np.arange(int(stage.rows.sum())), measured_limits(weights)))
+    flats = _flats(backend, weights.arrays, weights.axes)
+    return replace(case, weights=Weights([flat.buffer for flat in flats], weights.clipping, weights.eps))
 
 
 def _scale_buffer(scale: object, device: str) -> Buffer:
@@ -140,8 +152,10 @@ def _scale_buffer(scale: object, device: str) -> Buffer:
     docked = cargo.arrays[0] if len(cargo.arrays) == 1 else None
     cure = "Pass a 0-d array of a floating dtype on the gradients' device, or a Python float"
     if docked is None or docked.shape != () or docked.is_complex:
-        seen = "it is no single array" if docked is None else f"it is a {docked.dtype} array of shape {docked.shape}"
-        raise InvalidArgumentError("loss_scale", seen, cure)
+        kind = "it is no single array"
+        if docked is not None:
+            kind = "it is complex" if docked.is_complex else f"it is an array of shape {docked.shape}"
+        raise InvalidArgumentError("loss_scale", kind, cure)
     if docked.device != device:
         seen = f"it is on {docked.device}, and the gradients are on {device}"
         raise InvalidArgumentError("loss_scale", seen, cure)
@@ -209,12 +223,11 @@ def _decided(here: _Asked, asked: str) -> Decided:
     reading = here.answer.read()
     _refuse_fault(here.stage, reading, asked)
     stage = replace(here.stage, inverse=reading.inverse)
-    if stage.weights is not None and reading.weights is not None:
-        weights = _measured_weights(reading.weights)
-        limits = limits_of(weights, stage.weights.clipping, stage.weights.eps)
-        stage = replace(stage, scopes=Scopes(np.arange(limits.size), limits))
-    elif stage.weights is not None:
-        limits = measured_limits(stage.weights)
+    if stage.weights is not None:
+        weights = reading.weights
+        limits = np.zeros(0)  # without a segment there are no weights either
+        if weights is not None:
+            limits = limits_of(_measured_weights(weights), stage.weights.clipping, stage.weights.eps)
         stage = replace(stage, scopes=Scopes(np.arange(limits.size), limits))
     return conclude(stage, _measured(stage, reading), here.segments)
 

@@ -57,5 +57,11 @@ class BackendError(GradClipError, RuntimeError):
     """No backend, or not the one that was named, can serve this call."""
 
 
+def no_memory_for(device: str, shape: tuple[int, ...], error: Exception) -> BackendError:
+    """The refusal where a framework has no memory left for a new array."""
+    cure = "Free memory on the device, or use the function that works in place, with an underscore"
+    return BackendError(f"allocating a new array of shape {shape}", f"{device} is out of memory ({error})", cure)
+
+
 class NonFiniteGradientError(GradClipError, FloatingPointError):
     """``nonfinite="raise"`` met an infinity or a NaN. No gradient was touched."""

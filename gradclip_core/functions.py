@@ -12,10 +12,9 @@ import numpy as np
 
 from gradclip_core import validate
 from gradclip_core.arrays.dock import unload
-from gradclip_core.arrays.layout import flatten_memory
 from gradclip_core.info import ClipInfo
 from gradclip_core.norms import scope_norms
-from gradclip_core.passes import choose, measure
+from gradclip_core.passes import choose, measure, readable
 from gradclip_core.pipeline import finish, run
 from gradclip_core.planned import Plan
 from gradclip_core.precision.environment import ieee_arithmetic
@@ -59,7 +58,7 @@ def global_norm(grads: Any, ord: float = 2, *, backend: str | None = None) -> fl
     cargo = unload(grads, "global_norm", clips=False)
     refuse_complex(cargo, "global_norm", GlobalNorm(1.0, order))
     chosen, _ = choose(validate.How(backend=backend).backend, cargo.arrays)
-    measured = measure(chosen, [flatten_memory(docked).buffer for docked in cargo.arrays], order)
+    measured = measure(chosen, [readable(chosen, docked) for docked in cargo.arrays], order)
     return float(scope_norms(measured, np.zeros(len(cargo.arrays), np.int64), 1).value()[0])
 
 

@@ -9,12 +9,20 @@ import numpy as np
 
 from gradclip_core import registry
 from gradclip_core.arrays.docked import Docked
-from gradclip_core.arrays.layout import Flat, flatten_memory
+from gradclip_core.arrays.layout import Flat, dense_buffer, flatten_memory, strided
+from gradclip_core.device import DeviceBackend
 from gradclip_core.norms import Measured, rescaling
 from gradclip_core.plan import Segments
 from gradclip_core.protocol import LEAVE, Actions, Backend, Buffer, FloatArray, Request, What
 
 Axes = Sequence[tuple[int, ...] | None]
+
+
+def readable(backend: Backend, docked: Docked, axes: tuple[int, ...] | None = None) -> Buffer:
+    """The array for a read pass: its own memory, or a packed copy, made where the array is."""
+    if docked.device != "cpu" and isinstance(backend, DeviceBackend):
+        return dense_buffer(docked, axes) or backend.pack(strided(docked, axes))
+    return flatten_memory(docked, axes).buffer
 
 
 def choose(name: str | None, buffers: Sequence[Buffer] | Sequence[Docked]) -> tuple[Backend, dict[str, list[str]]]:

@@ -16,10 +16,9 @@ import numpy as np
 
 from gradclip_core import validate
 from gradclip_core.arrays.dock import Cargo, unload
-from gradclip_core.arrays.layout import flatten_memory
 from gradclip_core.errors import InvalidArgumentError, show
 from gradclip_core.norms import Measured, scope_norms
-from gradclip_core.passes import choose, measure
+from gradclip_core.passes import choose, measure, readable
 from gradclip_core.protocol import FloatArray, IntArray
 from gradclip_core.rules import NormRule, Site, WeightArrays
 from gradclip_core.tree import flatten
@@ -131,9 +130,8 @@ class UnitNorm(NormRule):
 
 def measured_limits(weights: WeightArrays) -> FloatArray:
     """A limit for each unit, the weights measured where they are."""
-    flats = [flatten_memory(docked, axes) for docked, axes in zip(weights.arrays, weights.axes, strict=True)]
-    buffers = [flat.buffer for flat in flats]
-    backend, _ = choose(None, buffers)
+    backend, _ = choose(None, weights.arrays)
+    buffers = [readable(backend, docked, axes) for docked, axes in zip(weights.arrays, weights.axes, strict=True)]
     measured = measure(backend, buffers, 2.0)
     rows = np.array([buffer.rows for buffer in buffers], np.int64)
     refuse_nonfinite_weights(weights, measured.nonfinite, rows)

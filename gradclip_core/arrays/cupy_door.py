@@ -8,7 +8,7 @@ from typing import Any
 
 from gradclip_core.arrays.docked import Docked, Refused
 from gradclip_core.arrays.dtypes import SUPPORTED, refuse_dtype
-from gradclip_core.errors import UnsafeMemoryError, UnsupportedArrayError
+from gradclip_core.errors import UnsafeMemoryError, UnsupportedArrayError, no_memory_for
 from gradclip_core.protocol import DType
 
 cupy: Any = sys.modules["cupy"]
@@ -56,8 +56,11 @@ class CupyDoor:
 
     def new_like(self, docked: Docked) -> Docked:
         """``cupy.empty_like``, on the same device: the order of the axes in memory is kept."""
-        with cupy.cuda.Device(docked.array.device.id):
-            return self.dock(cupy.empty_like(docked.array))
+        try:
+            with cupy.cuda.Device(docked.array.device.id):
+                return self.dock(cupy.empty_like(docked.array))
+        except cupy.cuda.memory.OutOfMemoryError as error:
+            raise no_memory_for(docked.device, docked.shape, error) from error
 
     def finish(self, new: Docked, like: Docked) -> Any:
         """The array itself."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from gradclip_core.arrays.docked import Docked, Refused
 from gradclip_core.arrays.dtypes import SUPPORTED, refuse_dtype
-from gradclip_core.errors import UnsafeMemoryError, UnsupportedArrayError
+from gradclip_core.errors import UnsafeMemoryError, UnsupportedArrayError, no_memory_for
 
 _DEVICES = {1: "cpu", 2: "cuda", 3: "cpu", 4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm", 11: "cpu", 13: "cuda"}
 _DEFAULT_STREAM = 1
@@ -131,8 +131,11 @@ class DlpackDoor:
                 "Install CuPy and import it, or pass CuPy arrays or PyTorch tensors",
             )
         index = int(docked.device.partition(":")[2])
-        with cupy.cuda.Device(index), cupy.cuda.Stream.null:
-            new = cupy.empty(docked.shape, _numpy_dtype(docked))
+        try:
+            with cupy.cuda.Device(index), cupy.cuda.Stream.null:
+                new = cupy.empty(docked.shape, _numpy_dtype(docked))
+        except cupy.cuda.memory.OutOfMemoryError as error:
+            raise no_memory_for(docked.device, docked.shape, error) from error
         pointer = int(new.data.ptr) if new.size else 0
         return Docked(
             new,

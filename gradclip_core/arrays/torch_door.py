@@ -12,7 +12,7 @@ from typing import Any
 
 from gradclip_core.arrays.docked import Docked, Refused
 from gradclip_core.arrays.dtypes import SUPPORTED, refuse_dtype
-from gradclip_core.errors import UnsafeMemoryError, UnsupportedArrayError
+from gradclip_core.errors import UnsafeMemoryError, UnsupportedArrayError, no_memory_for
 
 torch: Any = sys.modules["torch"]
 _forward_ad: Any = sys.modules["torch.autograd.forward_ad"]
@@ -69,7 +69,10 @@ class TorchDoor:
 
     def new_like(self, docked: Docked) -> Docked:
         """``torch.empty_like``: dense strides are kept. Plain, detached, in the caller's grad mode."""
-        return self.dock(torch.empty_like(docked.array, requires_grad=False))
+        try:
+            return self.dock(torch.empty_like(docked.array, requires_grad=False))
+        except torch.cuda.OutOfMemoryError as error:
+            raise no_memory_for(docked.device, docked.shape, error) from error
 
     def finish(self, new: Docked, like: Docked) -> Any:
         """The tensor itself."""

@@ -97,7 +97,11 @@ class _Suite:
     # ---- what it claims ------------------------------------------------------------------------
 
     def supports(self, dtypes: Sequence[str]) -> None:
-        there = [name for name in ("decide", "act", "measure_clipped", "pack", "unpack") if hasattr(self.backend, name)]
+        there = [
+            name
+            for name in ("prepare", "decide", "act", "measure_clipped", "pack", "unpack")
+            if hasattr(self.backend, name)
+        ]
         if there and not isinstance(self.backend, DeviceBackend):
             raise ConformanceError(
                 f"it has {', '.join(there)}, and not all that a device backend has: it is taken for none"

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from gradclip_core.device import Answer, Case, Reading, Strided
 from gradclip_core.plan import actions_of
-from gradclip_core.protocol import DTYPES, LEAVE, Actions, Buffer, Measurements, Request, What, host_view
+from gradclip_core.protocol import DTYPES, LEAVE, Actions, Buffer, DType, Measurements, Request, What, host_view
 from gradclip_core.reference import BACKEND as REFERENCE
 from gradclip_core.testing.decisions import Situation, answered
 
@@ -58,6 +58,9 @@ class DeviceLoopback(Loopback):
     """The reference and ``plan.py`` behind the protocol for devices: its device is the host."""
 
     name = "device_loopback"
+
+    def prepare(self, device: str, dtypes: Sequence[DType], rules: Sequence[tuple[float, bool]]) -> None:
+        """Nothing has to be compiled."""
 
     def decide(self, buffers: Sequence[Buffer], case: Case, after: Answer | None = None) -> HostAnswer:
         """The host's decision."""

@@ -15,11 +15,11 @@ Region = tuple[int, int]
 """An allocation on the device: its address and its size in bytes."""
 
 
-class CompileFault(RuntimeError):
+class CompileFault(RuntimeError):  # noqa: N818  # what a kernel did is no error of ours
     """The source does not compile; the message is the compiler's log."""
 
 
-class KernelFault(RuntimeError):
+class KernelFault(RuntimeError):  # noqa: N818
     """A launch did what is undefined, forbidden or deadlocks on a GPU. The message says where."""
 
 

@@ -196,7 +196,7 @@ def _failing_as(what: str, queue: Queue | None = None) -> Iterator[None]:
     try:
         yield
     except cupy.cuda.memory.OutOfMemoryError as error:
-        cure = "Free some: gradclip-core keeps 20 bytes for each 4096 elements and 200 for each array or unit"
+        cure = "Free memory on the device (what is kept here: 20 bytes for 4096 elements, 200 for an array or unit)"
         raise BackendError(asked, f"the device is out of memory ({error})", cure) from error
     except cupy.cuda.compiler.CompileException as error:
         first = next((line for line in str(error).splitlines() if "error" in line), str(error).partition("\n")[0])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from gradclip_backends.gpu.layout import FAULTS, state_offset
 from gradclip_backends.gpu.memory import Lease, Workspace
 from gradclip_backends.gpu.records import Contents, read_record, read_state
@@ -26,13 +29,18 @@ class GpuAnswer:
         """Where a field of the record's state is on the device."""
         return self.lease.address + state_offset(field)
 
-    def wait_on(self, workspace: Workspace) -> None:
-        """Let another queue's work see this answer."""
+    @contextmanager
+    def used_on(self, workspace: Workspace) -> Iterator[None]:
+        """Let another queue's work see this answer, and the record's next use wait for that work."""
         if workspace.queue.device != self.workspace.queue.device:
             seen = f"the plan was made on cuda:{self.workspace.queue.device}, the gradients are on"
             raise BackendError("plan.apply", f"{seen} cuda:{workspace.queue.device}", "Plan on the gradients' device")
-        if workspace.queue != self.workspace.queue:
+        elsewhere = workspace.queue != self.workspace.queue
+        if elsewhere:
             workspace.driver.order(self.workspace.queue, workspace.queue)
+        yield
+        if elsewhere:
+            workspace.driver.order(workspace.queue, self.workspace.queue)
 
     def poisoned(self) -> bool:
         """See ``Answer.poisoned``."""

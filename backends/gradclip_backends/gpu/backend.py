@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from gradclip_backends.gpu.answers import GpuAnswer
 from gradclip_backends.gpu.check_memory import DriverMemory
@@ -18,10 +18,13 @@ from gradclip_backends.gpu.rules import rule_of
 from gradclip_backends.gpu.strides import gather, scatter
 from gradclip_backends.gpu.tables import put_rows, queue_of
 from gradclip_core.device import Answer, Case, Strided, Weights
+from gradclip_core.errors import UnsafeMemoryError
 from gradclip_core.protocol import (
     DTYPES,
+    FLOAT64,
     Actions,
     Buffer,
+    DType,
     Measurements,
     Request,
     What,
@@ -112,6 +115,12 @@ class GpuBackend:
 
     # ---- decisions on the device ---------------------------------------------------------------
 
+    def prepare(self, device: str, dtypes: Sequence[DType], rules: Sequence[tuple[float, bool]]) -> None:
+        """See ``DeviceBackend.prepare``."""
+        suffix = "inline" if len(dtypes) <= self.driver.inline_rows else "table"
+        names = {name for ord, value in rules for name in kernels_for(ord, FLOAT64 in dtypes, value=value)}
+        self.driver.prepare(int(device.partition(":")[2] or 0), [f"{name}_{suffix}" for name in sorted(names)])
+
     def decide(self, buffers: Sequence[Buffer], case: Case, after: Answer | None = None) -> GpuAnswer:
         """See ``DeviceBackend.decide``."""
         weights = case.weights
@@ -163,9 +172,9 @@ class GpuBackend:
             return
         with self._call(buffers, out) as workspace:
             self._prepare(workspace, ["apply"], len(buffers))
-            answer.wait_on(workspace)
             sanitize = answer.case.nonfinite == "sanitize"
-            self._apply(workspace, buffers, out, answer.lease.address, sanitize=sanitize)
+            with answer.used_on(workspace):
+                self._apply(workspace, buffers, out, answer.lease.address, sanitize=sanitize)
 
     def measure_clipped(self, buffers: Sequence[Buffer], ord: float, answer: Answer) -> GpuAnswer:
         """See ``DeviceBackend.measure_clipped``."""
@@ -194,7 +203,8 @@ class GpuBackend:
         assert answer is None or isinstance(answer, GpuAnswer)
         with self._call([packed], [strided.like]) as workspace:
             self.driver.prepare(workspace.queue.device, ["scatter"])
-            scatter(workspace, packed, strided, answer, first)
+            with answer.used_on(workspace) if answer is not None else nullcontext():
+                scatter(workspace, packed, strided, answer, first)
 
     def memory_for_checks(self, device: int = 0) -> DriverMemory:
         """A device's memory, for ``gradclip_core.testing.checks(backend, memory=...)``."""
@@ -209,6 +219,7 @@ class GpuBackend:
         streams = {buffer.stream or 1 for buffer in (*buffers, *others)} - {queue.stream}
         foreign = [Queue(queue.device, stream) for stream in sorted(streams)]
         self._process = os.getpid()
+        self._refuse_freed(queue, [*buffers, *others])
         workspace = self.workspaces.on(queue)
         with workspace.lock:
             for other in foreign:
@@ -219,6 +230,13 @@ class GpuBackend:
                 for other in foreign:
                     self.driver.order(queue, other)
                 self.held.until_done(queue, [*buffers, *others])
+
+    def _refuse_freed(self, queue: Queue, buffers: Sequence[Buffer]) -> None:
+        """A kernel that touches memory that is not there ends CUDA for the whole process."""
+        for buffer in buffers:
+            if buffer.lent and buffer.pointer and self.driver.device_of(buffer.pointer) != queue.device:
+                seen = f"its address, {buffer.pointer:#x}, is not in the memory of cuda:{queue.device}: it was freed"
+                raise UnsafeMemoryError("an array that came in by DLPack", seen, "Pass an array that is still alive")
 
     def _prepare(self, workspace: Workspace, names: Sequence[str], buffers: int) -> None:
         """Compile before the first launch: what fails to compile must not leave half of a call behind."""

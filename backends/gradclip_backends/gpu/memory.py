@@ -7,6 +7,7 @@ share nothing. A call holds its queue's lock from its first launch to its last.
 from __future__ import annotations
 
 import threading
+import weakref
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -99,15 +100,18 @@ class Lease:
         self.workspace = workspace
         self.memory = memory
         self.size = size
+        # Not by __del__: in a cycle of garbage the memory's own finaliser may run before it.
+        weakref.finalize(self, _give_back, workspace.free_records, size, memory).atexit = False
 
     @property
     def address(self) -> int:
         """Of the record."""
         return self.memory.pointer
 
-    def __del__(self) -> None:
-        # list.append is atomic: a collection may run inside somebody's lock.
-        self.workspace.free_records.setdefault(self.size, []).append(self.memory)
+
+def _give_back(free: dict[int, list[Allocation]], size: int, memory: Allocation) -> None:
+    # list.append is atomic: a collection may run inside somebody's lock.
+    free.setdefault(size, []).append(memory)
 
 
 class Workspaces:

@@ -52,7 +52,7 @@ def _situations() -> dict[str, Call]:
     weights = {"w": _put([[1.0, np.nan]])}
     return {
         "an infinity or a NaN, with `raise`": lambda: gc.clip_by_global_norm_({"w": _put([1, np.inf])}, 1.0),
-        "a loss scale on the device that is none (when `info` is read)": lambda: (
+        "a loss scale on the device that is not valid (when `info` is read)": lambda: (
             gc.clip_by_global_norm_([_put(two)], 1.0, loss_scale=_put(-1.0), **skip).norm
         ),
         "a loss scale on another device": lambda: gc.clip_by_global_norm_(
@@ -81,8 +81,9 @@ def _said(call: Call) -> tuple[str, str]:
     try:
         call()
     except gc.GradClipError as error:
-        # How much is allocated is the stand-in's affair.
-        return type(error).__name__, re.sub(r"\(Out of memory.*?\)\.\)", "(...)", str(error))
+        # How much is allocated is the stand-in's affair, and so is the name of its class for JAX.
+        said = str(error).replace(JaxCudaArray.__name__, "jax.Array")
+        return type(error).__name__, re.sub(r"\(Out of memory.*?\)\.\)", "(...)", said)
     raise AssertionError("nothing was refused")
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import runpy
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -11,6 +14,8 @@ from tests.gpu.costs.model import PREDICTED, predictions
 from tests.gpu.costs.refused import refusals
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "gpu.md"
+UNITS_OF = ("float16", "bfloat16", "float32", "float64")
+PIPES = Path(__file__).parents[1] / "toolkit" / "pipes.py"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -47,8 +52,11 @@ def others() -> str:
 
 
 def predicted() -> str:
-    """A row for each way of clipping, and each dtype."""
-    return markdown(PREDICTED, predictions())
+    """A row for each way of clipping, and for those dtypes that cost alike."""
+    alike: dict[tuple[object, ...], list[str]] = {}
+    for dtype, *cells in predictions():
+        alike.setdefault(tuple(cells), []).append(str(dtype))
+    return markdown(PREDICTED, ([", ".join(dtypes), *cells] for cells, dtypes in alike.items()))
 
 
 def refused() -> str:
@@ -56,10 +64,27 @@ def refused() -> str:
     return markdown(["situation", "error", "what it says"], ([s, f"`{kind}`", said] for s, kind, said in refusals()))
 
 
+def units() -> str:
+    """The second table that ``python -m tests.gpu.toolkit.pipes`` prints, a row for each card."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        runpy.run_path(str(PIPES), run_name="__main__")
+    _, table = printed.getvalue().strip().split("\n\n")
+    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+    cards: dict[str, dict[str, list[str]]] = {}
+    for card, dtype, *shares in rows:
+        cards.setdefault(card, {})[dtype] = shares
+    for of in cards.values():
+        assert tuple(of) == UNITS_OF, "the document says what a cell is for"
+    joined = ([card, *map(" / ".join, zip(*of.values(), strict=True))] for card, of in cards.items())
+    return markdown([header[0], *header[2:]], joined)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "counted: passes": passes,
     "counted: others": others,
     "predicted": predicted,
+    "computed: units": units,
     "said: refusals": refused,
 }
 """Name of a table, as it stands in the document's marks -> what makes it."""

@@ -7,6 +7,7 @@ import pytest
 from tests.gpu.costs.count import DTYPES, RULES, Cost, costs
 from tests.gpu.costs.model import SIZES, multi_tensor_launches, ours
 from tests.gpu.costs.table import TABLES, documented
+from tests.gpu.toolkit import pipes
 from tests.gpu.toolkit.needs import needs_nvrtc
 
 pytestmark = needs_nvrtc
@@ -40,6 +41,18 @@ def test_the_model_takes_what_is_counted() -> None:
 
 def _moved(cost: Cost) -> float:
     return cost.read + cost.written
+
+
+def test_who_is_bound_by_float64() -> None:
+    """The prose below the table: nobody with ordinary data, and whom with spread lanes."""
+    spread = set()
+    for card in pipes.CARDS:
+        for dtype in pipes.ITEMSIZES:
+            busy = pipes.shares(card, dtype)
+            worst = busy.pop("spread")
+            assert max(busy.values()) < 1, f"{card.name} is not bound by memory, for {dtype}"
+            spread |= {card.name} if worst > 1 else set()
+    assert spread == {"RTX 2080 Ti", "RTX 3090", "RTX 5090"}
 
 
 def test_the_launches_of_a_multi_tensor_launcher() -> None:

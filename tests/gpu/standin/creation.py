@@ -44,6 +44,15 @@ def empty_like(
     prototype: ndarray, dtype: Any = None, order: str = "K", subok: None = None, shape: Shape | None = None
 ) -> ndarray:
     new_shape = prototype.shape if shape is None else shape
+    alike = prototype.flags.c_contiguous or prototype.flags.f_contiguous
+    if order == "K" and shape is None and not alike:
+        # As CuPy: dense, with the axes in the order of their strides.
+        kind = np.dtype(dtype or prototype.dtype)
+        strides, step = [0] * prototype.ndim, kind.itemsize
+        for axis in sorted(range(prototype.ndim), key=lambda i: (abs(prototype.strides[i]), -i)):
+            strides[axis] = step
+            step *= prototype.shape[axis]
+        return ndarray(new_shape, kind, strides=tuple(strides))
     return empty(new_shape, dtype or prototype.dtype, _like(prototype, order))
 
 
