@@ -1,6 +1,7 @@
 """``python -m benchmarks [NAME ...]``, from the root of a checkout with torch installed. Without names: the CPU's.
 
-``gpu`` needs a CUDA device, ``gpu-host`` CuPy and no device.
+``gpu`` needs a CUDA device, PyTorch for CUDA and CuPy; ``gpu-host`` needs CuPy and no device, and writes its figures
+with ``--save`` alone.
 """
 
 import sys
@@ -11,7 +12,7 @@ ON_THE_CPU = {"gpt2": bench_clip.run_gpt2, "small": bench_clip.run_small}
 BENCHMARKS = {**ON_THE_CPU, "gpu": bench_gpu.run, "gpu-host": bench_gpu_host.run}
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or ON_THE_CPU:
+    for name in [word for word in sys.argv[1:] if word != "--save"] or ON_THE_CPU:
         if name not in BENCHMARKS:
             sys.exit(f"there is no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
         BENCHMARKS[name]()

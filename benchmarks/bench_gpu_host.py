@@ -26,6 +26,7 @@ from benchmarks.harness import append, interleaved
 from benchmarks.shapes import gpt2
 from gradclip_core import registry
 
+HEADLINE = "no GPU: launches do nothing; this is the host's part alone"
 REPEATS = 101
 SHOWN = "{arrays:>5} arrays  {what:30} {us_median:>6} us a call {us_per_array:>6} us an array"
 _FIRST_ADDRESS = 1 << 40
@@ -137,8 +138,9 @@ def calls(cupy: Any, shapes: Sequence[tuple[int, ...]]) -> dict[str, Callable[[]
 
 
 def run() -> None:
-    """Time, print, and append to ``results/gpu_host.csv``."""
+    """Time and print; with ``--save`` on the command line, append to ``results/gpu_host.csv``."""
     cupy = _cupy()
+    print(HEADLINE)
     registry.register(_NAME, "benchmarks.bench_gpu_host:BACKEND", cure="run python -m benchmarks gpu-host")
     rows = []
     # No mock's return_value: calling a mock takes ten times as long as CuPy takes for an answer.
@@ -157,11 +159,12 @@ def run() -> None:
                     "us_per_array": f"{middle / count:.2f}",
                 }
                 rows.append(row)
-                print(
-                    "{arrays:>5} arrays  {what:30} {us_median:>6} us a call {us_per_array:>6} us an array".format(**row)
-                )
+                print(SHOWN.format(**row))
             print(f"where the first of them spends it, by cProfile, which itself slows calls:\n{spent(these)}")
-    print(f"appended to {append('gpu_host', rows)}")
+    if "--save" in sys.argv[1:]:
+        print(f"appended to {append('gpu_host', rows)}")
+    else:
+        print("not written; --save appends these figures to benchmarks/results/gpu_host.csv")
 
 
 def spent(these: dict[str, Callable[[], object]], repeats: int = 30, lines: int = 12) -> str:

@@ -22,8 +22,10 @@ class Held:
         self._driver = driver
         self._lock = threading.Lock()
         self._waiting: list[tuple[Any, list[object]]] = []
+        self._captured: list[object] = []
         # While the frameworks that lent it are still there to take it back.
         atexit.register(self._waiting.clear)
+        atexit.register(self._captured.clear)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -31,6 +33,10 @@ class Held:
     def until_done(self, queue: Queue, buffers: Sequence[Buffer]) -> None:
         """Keep the owners of those buffers that are lent until the queue has come past this point."""
         owners = [buffer.owner for buffer in buffers if buffer.lent]
+        if self._driver.capturing(queue):
+            # A graph reads the memory at each replay, for as long as it lives; and nothing may be asked now.
+            self._captured.extend(owners)
+            return
         if not owners and not self._waiting:
             return
         with self._lock:

@@ -18,6 +18,9 @@ from tests.gpu.bugs.trial import start
 from tests.gpu.cpu.needs import needs_gxx, needs_sanitizer
 from tests.gpu.toolkit.needs import needs_nvrtc
 
+# It takes minutes: it is for those who have all of its tools.
+pytestmark = needs_nvrtc
+
 LANES = ("bits", "order", "asan", "tsan", "ptx", "compiled")
 _NEEDS = {
     "bits": needs_gxx,
