@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from gradclip_core.protocol import BFLOAT16, FLOAT16
+from tests.gpu.costs import spread
 from tests.gpu.costs.count import DTYPES, RULES, Cost, costs
 from tests.gpu.costs.model import SIZES, multi_tensor_launches, ours
 from tests.gpu.costs.table import TABLES, documented
@@ -62,3 +64,10 @@ def test_the_launches_of_a_multi_tensor_launcher() -> None:
     assert multi_tensor_launches([65536 * 320], 110, 320) == 1
     assert multi_tensor_launches([65536 * 320 + 1], 110, 320) == 2
     assert multi_tensor_launches([], 110, 320) == 0
+
+
+def test_ordinary_values_are_seldom_spread() -> None:
+    """docs/gpu.md says 14% and 2% of a warp's groups, and none for small float16."""
+    assert round(spread.shares(FLOAT16)[1], 2) == 0.14
+    assert round(spread.shares(BFLOAT16)[1], 2) == 0.02
+    assert spread.shares(FLOAT16, 2.0**-10)[1] == 0.0
