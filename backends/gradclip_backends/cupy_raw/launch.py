@@ -156,7 +156,12 @@ class CupyDriver:
         if queue.stream in (0, 1):
             return False
         with _failing_as("asking whether the stream is captured", queue), cupy.cuda.Device(queue.device):
-            return bool(_runtime.streamIsCapturing(queue.stream))
+            try:
+                return bool(_runtime.streamIsCapturing(queue.stream))
+            except _runtime.CUDARuntimeError:
+                raise
+            except RuntimeError:  # how CuPy says that it is, and that the capture is spoilt already
+                return True
 
     def order(self, first: Queue, then: Queue) -> None:
         """See ``Driver.order``."""

@@ -33,11 +33,11 @@ class Held:
     def until_done(self, queue: Queue, buffers: Sequence[Buffer]) -> None:
         """Keep the owners of those buffers that are lent until the queue has come past this point."""
         owners = [buffer.owner for buffer in buffers if buffer.lent]
+        if not owners and not self._waiting:
+            return
         if self._driver.capturing(queue):
             # A graph reads the memory at each replay, for as long as it lives; and nothing may be asked now.
             self._captured.extend(owners)
-            return
-        if not owners and not self._waiting:
             return
         with self._lock:
             self._waiting[:] = [(mark, held) for mark, held in self._waiting if not self._driver.passed(mark)]

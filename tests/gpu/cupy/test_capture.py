@@ -12,6 +12,7 @@ from gradclip_core.rules import Rule
 from tests.gpu.cupy.compare import contents, cp, fetch, on_device, some, told
 from tests.gpu.cupy.lanes import lane
 from tests.gpu.standin import Machine
+from tests.gpu.standin.jax_cuda import JaxCudaArray
 from tests.refusals import check_sentence
 
 RULES: dict[str, Any] = {
@@ -258,3 +259,23 @@ def test_raise_cannot_be_captured(standin: Machine) -> None:
     assert contents(grads) == before
     seen, cure = "its stream is being captured into a CUDA graph", "pass another nonfinite than 'raise'"
     check_sentence(caught.value, gc.BackendError, "a result on the device", seen, cure)
+
+
+def test_memory_that_is_lent_does_not_spoil_a_capture(standin: Machine) -> None:
+    """Whether an earlier call's memory can be let go is not asked inside a capture; a captured one's is kept."""
+    from gradclip_backends.cupy_raw import BACKEND
+
+    cupy = cp()
+    stream = cupy.cuda.Stream(non_blocking=True)
+    g = cupy.asarray(np.full(9, 5, np.float32))
+    with stream:
+        gc.clip_by_global_norm_([g], 1.0, nonfinite="skip")
+    gc.clip_by_global_norm([JaxCudaArray(np.ones(5, np.float32))], 1.0, nonfinite="skip")
+    assert len(BACKEND.held) > 0
+    with stream:
+        stream.begin_capture()
+        gc.clip_by_global_norm_([g], 0.5, nonfinite="skip")
+        graph = stream.end_capture()
+    graph.launch(stream)
+    stream.synchronize()
+    assert float(np.linalg.norm(g.get())) <= 0.5

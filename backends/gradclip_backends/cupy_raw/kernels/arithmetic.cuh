@@ -72,6 +72,8 @@ INLINE u64 opaque(u64 x) {
 // instructions for global memory: this tells it.
 template <typename T>
 INLINE T* global(u64 address) {
+    // NVRTC 12.6 to 13.0 never end where they can see that the address comes out of a kernel's parameter.
+    asm("" : "+l"(address));
     return reinterpret_cast<T*>(__cvta_global_to_generic(static_cast<size_t>(address)));
 }
 #endif
