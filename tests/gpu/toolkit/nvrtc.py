@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -36,10 +37,11 @@ def include_dirs() -> list[Path]:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    folder = install_root() / "lib"
+    other = os.environ.get("GRADCLIP_NVRTC")  # a folder with another version's library
+    folder = Path(other) if other else install_root() / "lib"
     for builtins in sorted(folder.glob("libnvrtc-builtins.so.*")):
         ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)  # NVRTC opens it by its bare name, on no path
-    return ctypes.CDLL(str(next(iter(sorted(folder.glob("libnvrtc.so.*"))))))
+    return ctypes.CDLL(str(min(folder.glob("libnvrtc.so.*"))))
 
 
 def version() -> tuple[int, int]:
