@@ -16,21 +16,26 @@ template <class Rows>
 INLINE void carries(const Rows& rows, const Pass& pass, double power) {
     if (closed(pass.gate)) return;
     for_each_block(pass.nodes.blocks, [&](u64 block) {
-        const Place place = find_block(rows, pass.buffers, block);
-        if (place.dtype != FLOAT64) return;
-        const double* const x = global<const double>(place.pointer);
-        const i64 exponent = static_cast<i64>(pass.record.counts(EXPONENTS)[place.segment]);
+        const Place there = find_block(rows, pass.buffers, block);
+        if (there.dtype != FLOAT64) return;
+        const double* const x = global<const double>(there.pointer);
+        const i64 exponent = static_cast<i64>(pass.record.counts(EXPONENTS)[there.segment]);
         const bool sanitize = (pass.options & SANITIZE) != 0;
-        Carried sum = tree_of<Carried>(place.n, [&](u32 i) { return carried_term(x[i], power, exponent, sanitize); });
+        Carried sum = tree_of<Carried>(there.n, [&](u32 i) { return carried_term(x[i], power, exponent, sanitize); });
         double carry = sum.carry;
+        // Found once more, instead of being kept while the sum takes all registers.
+        const Place place = find_block(rows, pass.buffers, opaque(block));
         if (climb(pass.nodes, place, sum, carry) && (threadIdx.x & 31) == 0)
             pass.record.numbers(CARRIES)[place.segment] = carry;
     });
 }
 
-KERNEL carries_inline(const __grid_constant__ RowsByValue rows, const __grid_constant__ Pass pass, double power) {
+// Runs where float64 is clipped alone: one thread block a multiprocessor, with all registers, will do.
+#define RARE extern "C" __global__ void __launch_bounds__(THREADS, 1)
+
+RARE carries_inline(const __grid_constant__ RowsByValue rows, const __grid_constant__ Pass pass, double power) {
     carries(rows, pass, power);
 }
-KERNEL carries_table(const __grid_constant__ RowsInMemory rows, const __grid_constant__ Pass pass, double power) {
+RARE carries_table(const __grid_constant__ RowsInMemory rows, const __grid_constant__ Pass pass, double power) {
     carries(rows, pass, power);
 }
