@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from importlib import resources
@@ -15,7 +16,12 @@ from tests.gpu.cpu.engine import CpuEngine, CpuProgram
 from tests.gpu.cpu.needs import needs_gxx
 from tests.gpu.cupy.scenarios import SCENARIOS
 
-pytestmark = needs_gxx
+pytestmark = [
+    needs_gxx,
+    pytest.mark.skipif(
+        importlib.util.find_spec("cupy") is None, reason="needs the package beside the kernels: pip install cupy"
+    ),
+]
 
 Lines = dict[str, dict[int, int]]
 

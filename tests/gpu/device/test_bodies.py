@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -66,7 +65,7 @@ def test_the_memory_for_checks(standin: Machine) -> None:
 
 
 def test_torch(standin: Machine) -> None:
-    torch = importlib.import_module("torch")
+    torch = pytest.importorskip("torch")
     with cuda_tensors(standin) as fake:
         place = Place(torch, lambda x: fake.add(x.clone()), lambda x: x.cpu())
         with_torch.rules(place, "cupy_raw")
