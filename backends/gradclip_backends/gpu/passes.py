@@ -21,11 +21,10 @@ from gradclip_backends.gpu.layout import (
 )
 from gradclip_backends.gpu.memory import Workspace
 from gradclip_backends.gpu.tables import Rows, Struct
-from gradclip_core.protocol import BFLOAT16, DTYPES, FLOAT16, FLOAT32, FLOAT64, Buffer
+from gradclip_core.protocol import FLOAT64, Buffer
 
 # Blocks of threads that a multiprocessor holds at a time. More only wait their turn.
 BLOCKS_PER_PROCESSOR = 2
-_CODED = (FLOAT16, BFLOAT16, FLOAT32, FLOAT64)
 Bounds = dict[str, tuple[float, float]]
 
 
@@ -79,7 +78,7 @@ class Passes:
         told["options"] = SANITIZE * self.sanitize + bounded + OWN_BOUNDS * own_bounds
         told["scale"] = self.scale
         if bounds is not None:
-            for code, dtype in enumerate(_CODED):
+            for dtype, code in DTYPE_CODES.items():
                 told["low"][0, code], told["high"][0, code] = bounds[dtype.name]
         return told
 
@@ -133,6 +132,3 @@ class Passes:
 def has_float64(buffers: Sequence[Buffer]) -> bool:
     """Whether the passes for float64 alone are to be launched."""
     return any(buffer.dtype is FLOAT64 and buffer.length for buffer in buffers)
-
-
-assert {dtype.name for dtype in _CODED} == set(DTYPES)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from gradclip_backends.gpu.layout import EACH, GROUP, GROUPS, ONE, POLICY_CODES, RECORD, RULE, VALUE
+from gradclip_backends.gpu.layout import DTYPE_CODES, EACH, GROUP, GROUPS, ONE, POLICY_CODES, RECORD, RULE, VALUE
 from gradclip_backends.gpu.memory import Workspace
 from gradclip_backends.gpu.tables import Struct
 from gradclip_core.device import Case
 from gradclip_core.errors import BackendError
-from gradclip_core.protocol import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Scopes
-from gradclip_core.protocol import Buffer as _Buffer
+from gradclip_core.protocol import FLOAT64, Buffer, Scopes
 
 MOST_MEMBERS = 4096 * 4096
 """Arrays in one scope: two levels of the tree are summed without storing anything."""
@@ -20,7 +19,7 @@ MOST_MEMBERS = 4096 * 4096
 def rule_of(
     workspace: Workspace,
     case: Case,
-    buffers: list[_Buffer],
+    buffers: list[Buffer],
     record: int,
     scale: Struct,
     *,
@@ -39,7 +38,7 @@ def rule_of(
     if case.bounds is not None:
         rule["kind"] = VALUE
         rule["symmetric"] = case.symmetric
-        for code, dtype in enumerate((FLOAT16, BFLOAT16, FLOAT32, FLOAT64)):
+        for dtype, code in DTYPE_CODES.items():
             rule["low"][0, code], rule["high"][0, code] = case.bounds[dtype.name]
         return rule
     if case.weights is not None:
@@ -65,7 +64,7 @@ def rule_of(
     return rule
 
 
-def _put_groups(workspace: Workspace, rule: Struct, scopes: Scopes, buffers: list[_Buffer]) -> None:
+def _put_groups(workspace: Workspace, rule: Struct, scopes: Scopes, buffers: list[Buffer]) -> None:
     """The members of several scopes stand in tables, group by group."""
     rows = [buffer.rows for buffer in buffers]
     sizes = np.repeat(np.array([float(buffer.length) for buffer in buffers]), rows)
