@@ -9,7 +9,7 @@ import numpy as np
 
 from gradclip_core import registry
 from gradclip_core.arrays.docked import Docked
-from gradclip_core.arrays.layout import Flat, dense_buffer, flatten_memory, strided
+from gradclip_core.arrays.layout import Flat, array_buffer, dense_buffer, flatten_memory, strided
 from gradclip_core.device import DeviceBackend
 from gradclip_core.norms import Measured, rescaling
 from gradclip_core.plan import Segments
@@ -22,13 +22,25 @@ def readable(backend: Backend, docked: Docked, axes: tuple[int, ...] | None = No
     """The array for a read pass: its own memory, or a packed copy, made where the array is."""
     if docked.device != "cpu" and isinstance(backend, DeviceBackend):
         return dense_buffer(docked, axes) or backend.pack(strided(docked, axes))
-    return flatten_memory(docked, axes).buffer
+    return flattened(backend, docked, axes).buffer
+
+
+def flattened(backend: Backend, docked: Docked, axes: tuple[int, ...] | None = None) -> Flat:
+    """The array for both passes of a backend whose decisions are the host's."""
+    return Flat(array_buffer(docked, axes)) if _by_array(backend, docked) else flatten_memory(docked, axes)
+
+
+def _by_array(backend: Backend, docked: Docked) -> bool:
+    """Whether the backend works through the array itself, see ``Buffer``."""
+    return docked.device != "cpu" and getattr(backend, "takes_arrays", False)
 
 
 def choose(name: str | None, buffers: Sequence[Buffer] | Sequence[Docked]) -> tuple[Backend, dict[str, list[str]]]:
     """The backend for this memory, and who was passed over."""
     devices = frozenset(buffer.device for buffer in buffers) or frozenset({"cpu"})
-    return registry.select(name, Request(devices, frozenset(buffer.dtype.name for buffer in buffers)))
+    dtypes = frozenset(buffer.dtype.name for buffer in buffers)
+    kinds = {type(docked.array) for docked in buffers if isinstance(docked, Docked) and docked.device != "cpu"}
+    return registry.select(name, Request(devices, dtypes, frozenset(k.__module__.partition(".")[0] for k in kinds)))
 
 
 def measure(
@@ -90,7 +102,10 @@ def write_new(
     sources: list[Flat] = []
     sinks: list[Buffer] = []
     for docked, target, flat, reduced in zip(arrays, targets, flats, axes, strict=True):
-        if flat.packed is None and (docked.strides == target.strides or docked.contiguous):
+        if _by_array(backend, docked):
+            sources.append(flat)
+            sinks.append(array_buffer(target, reduced, flat.buffer.order))
+        elif flat.packed is None and (docked.strides == target.strides or docked.contiguous):
             sources.append(flat)
             sinks.append(flatten_memory(target, reduced).buffer)
         else:

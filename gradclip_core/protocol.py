@@ -53,7 +53,9 @@ DTYPES = {dtype.name: dtype for dtype in (FLOAT16, BFLOAT16, FLOAT32, FLOAT64)}
 class Buffer:
     """Dense memory: ``rows`` rows of ``length`` elements, end to end, starting at ``pointer``.
 
-    ``owner`` keeps the memory alive; a backend never looks at it. On a device, work on the memory
+    ``owner`` keeps the memory alive; a backend never looks at it, unless it ``takes_arrays``: it then
+    works through ``owner.array``, and the buffer is the elements of that array with its axes in
+    ``order``, in C order. Only such a backend is given memory that is not ``dense``. On a device, work on the memory
     is put on ``stream``, the producer's current one (a CUDA stream's address; 1 is the default
     stream), and ``lent`` memory has to be kept alive until that work has run, because its
     producer does not know of it (DLPack).
@@ -67,6 +69,8 @@ class Buffer:
     owner: object = None
     stream: int = 0
     lent: bool = False
+    order: tuple[int, ...] = ()
+    dense: bool = True
 
     def as_numpy(self) -> npt.NDArray[Any]:
         """The memory as a writable ``(rows, length)`` view, without a copy. Host memory only."""
@@ -169,15 +173,24 @@ class Scopes:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a call needs of a backend, for ``not_supported_reasons``."""
+    """What a call needs of a backend, for ``not_supported_reasons``.
+
+    ``frameworks`` are the top-level modules of the arrays' types, told where the arrays are on a device.
+    """
 
     devices: frozenset[str]
     dtypes: frozenset[str]
+    frameworks: frozenset[str] = frozenset()
 
 
 @runtime_checkable
 class Backend(Protocol):
-    """A backend serves one kind of memory. It never decides anything."""
+    """A backend serves one kind of memory. It never decides anything.
+
+    A backend for host memory that also makes projections has an attribute ``projections``: the
+    address ``"package.module:OBJECT"`` of its ``gradclip_core.forms.Passes``, imported when the
+    first projection asks for them, or that object itself.
+    """
 
     name: str
 

@@ -13,13 +13,17 @@ from gradclip_core.errors import BackendError
 from gradclip_core.protocol import Backend, Request
 
 BACKENDS: dict[str, tuple[str, str]] = {
+    "array_api": ("gradclip_backends.array_api:BACKEND", "pip install 'gradclip-core[array-api]'"),
     "cupy_raw": ("gradclip_backends.cupy_raw:BACKEND", "pip install 'gradclip-core[cuda13]'"),
     "numba_cpu": ("gradclip_backends.numba_cpu:BACKEND", "pip install numba"),
     "numba_cuda": ("gradclip_backends.numba_cuda:BACKEND", "pip install 'numba-cuda[cu13]'"),
     "numpy": ("gradclip_core.reference:BACKEND", "pip install numpy"),
 }
 # Who serves which memory, best first. A device that is not here has no backend yet.
-PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("numba_cpu", "numpy"), "cuda": ("cupy_raw", "numba_cuda")}
+PREFERENCE: dict[str, tuple[str, ...]] = {
+    "cpu": ("numba_cpu", "numpy"),
+    "cuda": ("cupy_raw", "numba_cuda", "array_api"),
+}
 
 _PROTOCOL = ("name", "not_supported_reasons", "measure", "apply")
 _loaded: dict[str, Backend] = {}

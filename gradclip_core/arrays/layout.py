@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -151,6 +151,44 @@ def flatten_memory(docked: Docked, axes: tuple[int, ...] | None = None, *, pack:
             "Pass a contiguous copy, or leave backend=None",
         )
     length, rows, order = _segments(docked, axes)
+    packed = view(docked).transpose(order).copy(order="C")
+    return Flat(Buffer(packed.ctypes.data, length, docked.dtype, rows, docked.device, packed), packed, order)
+
+
+def array_buffer(docked: Docked, axes: tuple[int, ...] | None, order: tuple[int, ...] | None = None) -> Buffer:
+    """The array for a backend that works through the array itself, whatever its strides.
+
+    Its elements come in the order of ``flatten_memory``, or in another array's ``order``.
+    """
+    itemsize = docked.dtype.itemsize
+    if docked.pointer % itemsize or any(stride % itemsize for stride in docked.strides):
+        raise BackendError(f"an array on {docked.device}", "it is not aligned to its dtype", "Pass a contiguous copy")
+    length, rows, usual = _segments(docked, axes)
+    if order is None:
+        order = usual
+        if (axes is None or len(axes) == len(docked.shape)) and is_dense(docked):
+            order = tuple(sorted(order, key=lambda axis: -docked.strides[axis]))
+    expected, dense = docked.itemsize, True
+    for axis in reversed(order):
+        if docked.shape[axis] != 1:
+            dense = dense and docked.strides[axis] == expected
+            expected *= docked.shape[axis]
+    return replace(_buffer(docked, length, rows), order=order, dense=dense)
+
+
+def lying(docked: Docked, axes: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The axes in the order in which ``flatten_memory`` has the elements: memory order where that is dense."""
+    _, _, order = _segments(docked, axes)
+    if (axes is None or len(axes) == len(docked.shape)) and is_dense(docked):
+        return tuple(sorted(order, key=lambda axis: -docked.strides[axis]))
+    return order
+
+
+def flatten_in(docked: Docked, axes: tuple[int, ...] | None, order: tuple[int, ...], *, pack: bool = False) -> Flat:
+    """The array in host memory with its elements in a given order: its own memory where that is so, or a copy."""
+    if not pack and dense_buffer(docked, axes) is not None and lying(docked, axes) == order:
+        return flatten_memory(docked, axes)
+    length, rows, _ = _segments(docked, axes)
     packed = view(docked).transpose(order).copy(order="C")
     return Flat(Buffer(packed.ctypes.data, length, docked.dtype, rows, docked.device, packed), packed, order)
 

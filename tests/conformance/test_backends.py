@@ -9,8 +9,9 @@ import pytest
 from gradclip_core import protocol, registry, testing
 
 WITHOUT_JIT = os.environ.get("NUMBA_DISABLE_JIT") == "1"
-# Those of a device are held to the same suite in tests/gpu.
-ON_HOST = sorted(registry.PREFERENCE["cpu"])
+# Those of a device are held to the same suite in tests/gpu. ``array_api`` serves the host by name.
+ON_HOST = sorted((*registry.PREFERENCE["cpu"], "array_api"))
+NEEDS = {"numba_cpu": "numba", "array_api": "array_api_compat"}
 HOST = protocol.Request(frozenset({"cpu"}), frozenset(protocol.DTYPES))
 
 
@@ -18,8 +19,8 @@ HOST = protocol.Request(frozenset({"cpu"}), frozenset(protocol.DTYPES))
 @pytest.mark.parametrize("dtype", protocol.DTYPES)
 def test_conformance(name: str, dtype: str) -> None:
     """All checks of one dtype; without the JIT those that plain Python gets through in time."""
-    if name == "numba_cpu":
-        pytest.importorskip("numba")
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
     assert registry.reasons_against(name, HOST) == []
     backend = registry.load(name)
     slow = WITHOUT_JIT and name == "numba_cpu"
@@ -34,8 +35,8 @@ def test_conformance(name: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("name", ON_HOST)
 def test_conformance_of_mixed_tables(name: str) -> None:
-    if name == "numba_cpu":
-        pytest.importorskip("numba")
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
     for check in testing.checks(registry.load(name), thorough=False):
         if "-table" in check.topic:
             check.run()

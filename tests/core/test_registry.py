@@ -66,7 +66,7 @@ def test_a_named_backend_serves_or_raises(stranger: str) -> None:
 
 def test_a_backend_that_does_not_exist() -> None:
     with pytest.raises(
-        gc.BackendError, match=r"there is no such backend\. There are cupy_raw, numba_cpu, numba_cuda, numpy"
+        gc.BackendError, match=r"there is no such backend\. There are array_api, cupy_raw, numba_cpu, numba_cuda, numpy"
     ):
         gc.global_norm([np.ones(1)], backend="cupy")
 

@@ -23,7 +23,7 @@ from tests.gpu.standin.log import Entry
 from tests.gpu.standin.machine import Machine
 from tests.gpu.standin.memory import FRESH, Block, as_bytes
 
-_MAKERS = ("empty", "zeros", "empty_strided")
+_MAKERS = ("empty", "zeros", "empty_strided", "full", "asarray")
 _LIKE = ("empty_like", "zeros_like")
 
 
@@ -258,7 +258,7 @@ def _maker(fake: TorchCuda, original: Callable[..., Any]) -> Callable[..., Any]:
         if device is None or fake.torch.device(device).type != "cuda":
             return original(*args, device=device, **kwargs)
         index = fake._index(fake.torch.device(device))
-        return _made(fake, original(*args, **kwargs), index, original.__name__ != "zeros")
+        return _made(fake, original(*args, **kwargs), index, original.__name__.startswith("empty"))
 
     return make
 
