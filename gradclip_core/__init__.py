@@ -34,6 +34,8 @@ from gradclip_core.functions import (
 )
 from gradclip_core.info import ClipInfo
 from gradclip_core.planned import Plan
+from gradclip_core.project import Project
+from gradclip_core.projections import clip_by_projection, clip_by_projection_
 from gradclip_core.rules import ArrayNorm, Chain, GlobalNorm, GroupNorm, Value
 from gradclip_core.unitwise import UnitNorm
 
@@ -51,6 +53,7 @@ __all__ = [
     "InvalidArgumentError",
     "NonFiniteGradientError",
     "Plan",
+    "Project",
     "ReadOnlyError",
     "UnitNorm",
     "UnsafeMemoryError",
@@ -66,6 +69,8 @@ __all__ = [
     "clip_by_group_norm_",
     "clip_by_norm",
     "clip_by_norm_",
+    "clip_by_projection",
+    "clip_by_projection_",
     "clip_by_value",
     "clip_by_value_",
     "global_norm",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, TypeVar
+
+from gradclip_core.sets.base import Certificate
 
 T = TypeVar("T")
 Details = tuple[dict[str, float], dict[str, float], list[str]]
@@ -21,6 +23,7 @@ class Facts:
     clipped: bool
     skipped: bool
     nonfinite: int
+    certificate: Certificate | None = None
 
 
 class ClipInfo:
@@ -43,6 +46,10 @@ class ClipInfo:
     clipped : whether the rule changed anything. Unscaling alone is no clipping.
     skipped : whether non-finite values made ``"skip"`` or ``"zero"`` give up this step.
     nonfinite : how many elements were infinite or NaN.
+    certificate : evidence that a projection is one, see ``gradclip_core.sets.Certificate``: computed from what was
+        written; for norm clipping with ord=2 and clipping by value, which are projections on balls and a box, from
+        the decision. Of several scopes the worst. None for rules that are no Euclidean projection, for a skipped
+        step, and where NaN was propagated.
     backend : who did it.
     passed_over : backend that would have been preferred -> the reasons why it could not serve.
     norms : path of each array -> its norm before.
@@ -109,6 +116,11 @@ class ClipInfo:
         return self._facts.nonfinite
 
     @property
+    def certificate(self) -> Certificate | None:
+        """Evidence that a projection is one; None for rules that are none."""
+        return self._facts.certificate
+
+    @property
     def norms(self) -> Mapping[str, float]:
         """Path of each array -> its norm before."""
         return self._details[0]
@@ -132,7 +144,8 @@ class ClipInfo:
     def _known(self) -> dict[str, object]:
         names = ("norm", "clipped_norm", "scale", "clipped", "skipped", "nonfinite")
         return {
-            **dict(zip(names, astuple(self._facts), strict=True)),
+            **{name: getattr(self._facts, name) for name in names},
+            **({} if self._facts.certificate is None else {"certificate": self._facts.certificate}),
             "backend": self.backend,
             "passed_over": self.passed_over,
         }

@@ -13,16 +13,17 @@ import numpy as np
 
 from gradclip_core.arrays.dock import Cargo, unload
 from gradclip_core.arrays.docked import Docked
-from gradclip_core.arrays.layout import Flat, flatten_memory
+from gradclip_core.arrays.layout import Flat
 from gradclip_core.device import Answer, DeviceBackend
 from gradclip_core.errors import GradClipError
 from gradclip_core.info import ClipInfo
 from gradclip_core.norms import scope_norms
-from gradclip_core.passes import Axes, choose, measure, measure_carries, write_in_place, write_new
+from gradclip_core.passes import Axes, choose, flattened, measure, measure_carries, write_in_place, write_new
 from gradclip_core.plan import Segments, needs_carries
 from gradclip_core.precision.environment import ieee_arithmetic
 from gradclip_core.precision.nonfinite import refuse
-from gradclip_core.protocol import Actions, Backend, Scopes
+from gradclip_core.project import Move, Project
+from gradclip_core.protocol import Actions, Backend, FloatArray, Scopes
 from gradclip_core.report import Decided, Story, array_ids, conclude, report
 from gradclip_core.rules import Rule, Value
 from gradclip_core.stages import Stage, prepare, refuse_complex
@@ -38,6 +39,8 @@ class Step:
 
     axes: Axes
     actions: Actions | Answer
+    moves: Sequence[Move] = ()
+    """Of a projection: what becomes of the scopes that ``actions`` leaves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,9 @@ def run(grads: Any, rule: Rule, how: How, asked: str, target: Target) -> Outcome
     cargo = unload(grads, asked, in_place=target == "memory")
     refuse_complex(cargo, asked, rule)
     backend, passed = choose(how.backend, cargo.arrays)
+    for part in rule.stages:
+        if isinstance(part, Project):
+            part.refuse_unfit(cargo, backend, asked)
     if cargo.device != "cpu" and isinstance(backend, DeviceBackend):
         from gradclip_core.device_run import run_on_device
 
@@ -80,20 +86,30 @@ def _run_on_host(
     steps: list[Step] = []
     decided: list[Decided] = []
     for number, stage in enumerate(stages):
-        flats = [flatten_memory(docked, axes) for docked, axes in zip(current, stage.axes, strict=True)]
-        here = _decide(backend, cargo, stage, flats, asked)
-        decided.append(here)
-        steps.append(Step(stage.axes, here.decision.actions))
+        flats = [flattened(backend, docked, axes) for docked, axes in zip(current, stage.axes, strict=True)]
+        here, moves = _decide(backend, cargo, stage, current, flats, asked)
+        actions = here.decision.actions
+        steps.append(Step(stage.axes, actions, [replace(move, view=None) for move in moves]))
         # Later stages, and the norm after a by-value clip, can only be known from what was
         # written; a plan writes that into scratch memory of its own.
         last = number == len(stages) - 1 or here.skipped
         needs_result = not last or (here.decision.clipped_norm is None and not here.skipped)
+        found: list[FloatArray] = []
         if target == "memory" or number > 0:
-            write_in_place(backend, current, flats, here.decision.actions)
+            found = _write(backend, current, current, flats, stage.axes, actions, moves)
         elif target == "new" or needs_result:
             targets = [docked.door.new_like(docked) for docked in current]
-            write_new(backend, current, targets, flats, stage.axes, here.decision.actions)
+            found = _write(backend, current, targets, flats, stage.axes, actions, moves)
             current = targets
+        elif moves:
+            from gradclip_core.projected import foresee
+
+            found = foresee(backend, moves, flats)
+        if moves:
+            from gradclip_core import projected
+
+            here = projected.conclude(here, moves, found)
+        decided.append(here)
         if last:
             break
     after = decided[-1].decision.clipped_norm
@@ -103,6 +119,27 @@ def _run_on_host(
     info = report(cargo.names(), lambda: story, backend.name, passed)
     info.norm  # noqa: B018  # the few numbers are computed now; who reads them should not wait
     return Outcome(cargo, current, steps, info, lambda: story)
+
+
+def _write(
+    backend: Backend,
+    arrays: Sequence[Docked],
+    targets: Sequence[Docked],
+    flats: Sequence[Flat],
+    axes: Axes,
+    actions: Actions,
+    moves: Sequence[Move],
+) -> list[FloatArray]:
+    """Carry out a decision, in place where ``targets`` is ``arrays``. Returns the moments of the moves."""
+    if moves:
+        from gradclip_core.projected import write_moves
+
+        return write_moves(backend, moves, arrays, targets, flats, axes, actions)
+    if targets is arrays:
+        write_in_place(backend, arrays, flats, actions)
+    else:
+        write_new(backend, arrays, targets, flats, axes, actions)
+    return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +167,8 @@ def replay(backend_name: str, grads: Any, steps: Sequence[Step], like: Structure
     for number, step in enumerate(steps):
         targets = current if target == "memory" or number > 0 else [docked.door.new_like(docked) for docked in current]
         if isinstance(step.actions, Actions):
-            flats = [flatten_memory(docked, axes) for docked, axes in zip(current, step.axes, strict=True)]
-            if targets is current:
-                write_in_place(backend, current, flats, step.actions)
-            else:
-                write_new(backend, current, targets, flats, step.axes, step.actions)
+            flats = [flattened(backend, docked, axes) for docked, axes in zip(current, step.axes, strict=True)]
+            _write(backend, current, targets, flats, step.axes, step.actions, step.moves)
         else:
             from gradclip_core.device_run import write
 
@@ -150,7 +184,9 @@ def finish(cargo: Cargo, arrays: Sequence[Docked]) -> Any:
     return cargo.tree.rebuild([made[i] for i in cargo.index])
 
 
-def _decide(backend: Backend, cargo: Cargo, stage: Stage, flats: Sequence[Flat], asked: str) -> Decided:
+def _decide(
+    backend: Backend, cargo: Cargo, stage: Stage, current: Sequence[Docked], flats: Sequence[Flat], asked: str
+) -> tuple[Decided, Sequence[Move]]:
     buffers = [flat.buffer for flat in flats]
     segments = Segments.of(buffers)
     bounds = stage.bounds(segments)
@@ -162,15 +198,19 @@ def _decide(backend: Backend, cargo: Cargo, stage: Stage, flats: Sequence[Flat],
         )
         raise refuse(asked, cargo.first_paths(), infs, nans)
     goes_on = not (measured.nonfinite.any() and stage.nonfinite in ("skip", "zero"))
+    if goes_on and isinstance(stage.rule, Project):
+        from gradclip_core.projected import decide
+
+        return decide(backend, cargo, stage, current, flats, measured)
     if goes_on and not isinstance(stage.rule, Value):
         assert stage.scopes is not None
         if needs_carries(measured, stage.scopes, segments, stage.inverse):
             measured = measure_carries(backend, buffers, measured, sanitize=stage.sanitize)
-    return conclude(stage, measured, segments)
+    return conclude(stage, measured, segments), ()
 
 
 def _norm(backend: Backend, arrays: Sequence[Docked], ord: float) -> float:
-    buffers = [flatten_memory(docked).buffer for docked in arrays]
+    buffers = [flattened(backend, docked).buffer for docked in arrays]
     measured = measure(backend, buffers, ord)
     return float(scope_norms(measured, np.zeros(measured.found.sums.size, np.int64), 1).value()[0])
 

@@ -71,7 +71,7 @@ def needs_carries(measured: Measured, scopes: Scopes, segments: Segments, invers
     if measured.ord not in (1, 2) or not segments.float64.any():
         return False
     norms = scope_norms(measured, scopes.ids, scopes.limits.size)
-    return bool((_over(norms, scopes, inverse) & ~_narrow(scopes, segments)).any())
+    return bool((over(norms, scopes, inverse) & ~_narrow(scopes, segments)).any())
 
 
 def decide_norms(measured: Measured, scopes: Scopes, segments: Segments, inverse: float, sanitize: bool) -> Decision:
@@ -81,7 +81,7 @@ def decide_norms(measured: Measured, scopes: Scopes, segments: Segments, inverse
     narrow_scope = _narrow(scopes, segments)
     sizes = np.zeros(count)
     np.add.at(sizes, ids, segments.sizes)
-    over = _over(norms, scopes, inverse)
+    beyond = over(norms, scopes, inverse)
 
     aim = aim_float32(scopes.limits, norms, sizes, measured.ord)
     if not narrow_scope.all():
@@ -89,30 +89,30 @@ def decide_norms(measured: Measured, scopes: Scopes, segments: Segments, inverse
     # Products with anything but a power of two are rounded, up to half an ulp upwards, so that
     # a norm just below the threshold has to be shaved as well.
     exact = math.frexp(inverse)[0] == 0.5
-    factor = np.where(over if exact else aim < inverse, np.minimum(aim, inverse), inverse)
+    factor = np.where(beyond if exact else aim < inverse, np.minimum(aim, inverse), inverse)
     factor = np.where(np.isnan(norms.root), np.nan, factor)
     factor = np.where(narrow_scope, round_down_float32(factor), factor)
     multiplied_by_zero = (factor == 0) & np.isfinite(norms.root)
     op = np.where(multiplied_by_zero, ZERO, np.where(factor == 1, LEAVE, SCALE)).astype(np.uint8)[ids]
     if sanitize:
         op = np.where((measured.nonfinite > 0) & (op == LEAVE), SCALE, op).astype(np.uint8)
-    clipped = bool(over.any()) or bool(np.isnan(norms.root).any())
+    clipped = bool(beyond.any()) or bool(np.isnan(norms.root).any())
     alike = bool((factor == factor[0]).all()) if count else True
     poisoned = bool(measured.nonfinite.any())
     return Decision(
         actions_of(op, factor[ids], sanitize=sanitize),
         clipped,
-        _norm_after(measured, norms, scopes, over, factor)
+        _norm_after(measured, norms, scopes, beyond, factor)
         if clipped
         else _norm_left_alone(measured, norms, scopes, inverse),
         None if poisoned or not alike else (float(factor[0]) if count else inverse),
     )
 
 
-def _norm_after(measured: Measured, norms: Norms, scopes: Scopes, over: BoolArray, factor: FloatArray) -> float:
+def _norm_after(measured: Measured, norms: Norms, scopes: Scopes, beyond: BoolArray, factor: FloatArray) -> float:
     """The norm of everything, once each scope has its factor."""
     applied = np.ldexp(norms.root * factor, norms.exponent)
-    return scope_values(np.where(over, np.minimum(applied, scopes.limits), applied), measured.ord)
+    return scope_values(np.where(beyond, np.minimum(applied, scopes.limits), applied), measured.ord)
 
 
 def _norm_left_alone(measured: Measured, norms: Norms, scopes: Scopes, inverse: float) -> float:
@@ -130,14 +130,14 @@ def _narrow(scopes: Scopes, segments: Segments) -> BoolArray:
     return narrow_scope
 
 
-def _over(norms: Norms, scopes: Scopes, inverse: float) -> BoolArray:
+def over(norms: Norms, scopes: Scopes, inverse: float) -> BoolArray:
     """The scopes whose norm is over their limit, compared in units of 2^exponent: no side overflows."""
     limits = np.ldexp(scopes.limits, -norms.exponent)
     root = norms.root * inverse
-    over: BoolArray = root > limits
+    beyond: BoolArray = root > limits
     # The rounded norm is over; the carries may know that the norm itself is not.
     margin = root - limits
-    return over & ~((norms.rest < 0) & (margin + norms.rest * inverse <= 0))
+    return beyond & ~((norms.rest < 0) & (margin + norms.rest * inverse <= 0))
 
 
 def scope_values(norms: FloatArray, ord: float) -> float:

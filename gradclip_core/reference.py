@@ -237,6 +237,7 @@ class NumpyBackend:
     """Serves the host's memory, on every machine, in one thread."""
 
     name = "numpy"
+    projections = "gradclip_core.reference_forms:PASSES"
 
     def not_supported_reasons(self, request: Request) -> list[str]:
         """Host memory of the four storage types, on little-endian machines."""

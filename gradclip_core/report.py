@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradclip_core.arrays.dock import Names
+from gradclip_core.certificates import of_older_rule
 from gradclip_core.info import ClipInfo, Details, Facts
 from gradclip_core.norms import Measured, scope_norms
 from gradclip_core.plan import Decision, Segments, decide_norms, decide_nothing, decide_value, decide_zero
 from gradclip_core.precision.environment import ieee_arithmetic
 from gradclip_core.protocol import FloatArray, IntArray
 from gradclip_core.rules import Value
+from gradclip_core.sets.base import Certificate
 from gradclip_core.stages import Stage
 
 
@@ -25,6 +27,7 @@ class Decided:
     measured: Measured
     decision: Decision
     skipped: bool
+    certificate: Certificate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,17 @@ class Story:
     def skipped(self) -> bool:
         """Whether non-finite values made the call give up."""
         return self.decided[-1].skipped
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """That of the last stage that has one."""
+        if self.skipped:
+            return None
+        for here in reversed(self.decided):
+            known = here.certificate or of_older_rule(here.stage, here.measured, here.decision)
+            if known is not None:
+                return known
+        return None
 
     @property
     def one_factor(self) -> float | None:
@@ -94,6 +108,7 @@ def _facts(names: Names, story: Story) -> Facts:
         clipped=any(here.decision.clipped for here in story.decided),
         skipped=last.skipped,
         nonfinite=int(first.measured.nonfinite.sum()),
+        certificate=story.certificate,
     )
 
 

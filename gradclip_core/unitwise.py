@@ -7,45 +7,22 @@ library, so ``axis`` has no default.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from gradclip_core import validate
-from gradclip_core.arrays.dock import Cargo, unload
-from gradclip_core.errors import InvalidArgumentError, show
+from gradclip_core.arrays.dock import unload
+from gradclip_core.axes import Axis, axes_of_units, check_axis
+from gradclip_core.errors import InvalidArgumentError
+from gradclip_core.members import match
 from gradclip_core.norms import Measured, scope_norms
 from gradclip_core.passes import choose, measure, readable
 from gradclip_core.protocol import FloatArray, IntArray
 from gradclip_core.rules import NormRule, Site, WeightArrays
 from gradclip_core.tree import flatten
-
-Axis = int | tuple[int, ...] | str | None | Callable[[str, tuple[int, ...]], int | tuple[int, ...] | None]
-
-_CURE = (
-    "Pass the axes to reduce over: 'all_but_first' (weights stored output-first: PyTorch, timm), 'all_but_last' "
-    "(output-last: JAX, Flax, optax), an int, a tuple, None (the whole array is the unit), or a function (path, shape) "
-    "-> any of these"
-)
-
-
-_LAYOUTS = ("all_but_first", "all_but_last")
-
-
-def _integers(axis: Any) -> tuple[int, ...]:
-    """An int or a tuple of ints as a tuple; anything else is refused."""
-    axes = axis if isinstance(axis, tuple) else (axis,)
-    try:
-        if any(isinstance(a, (bool, np.bool_)) for a in axes):
-            raise TypeError("a bool is no axis")
-        return tuple(operator.index(a) for a in axes)
-    except TypeError as error:
-        raise InvalidArgumentError(
-            f"axis={show(axis)}", f"it names neither axes nor a layout ({error})", _CURE
-        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,69 +40,18 @@ class UnitNorm(NormRule):
             object.__setattr__(self, "params", tree.rebuild(leaves))
         object.__setattr__(self, "clipping", validate.positive("clipping", self.clipping))
         object.__setattr__(self, "eps", validate.positive("eps", self.eps))
-        if self.axis is not None and not callable(self.axis) and self.axis not in _LAYOUTS:
-            _integers(self.axis)
+        check_axis(self.axis)
 
     def unit_axes(self, site: Site) -> list[tuple[int, ...] | None] | None:
         """See ``Rule.unit_axes``."""
-        return [self._axes(path, shape) for path, shape in zip(site.paths, site.shapes, strict=True)]
-
-    def _axes(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        """The axes of one array's units. Biases and gains (at most one axis) are one unit, as in the paper."""
-        axis = self.axis(path, shape) if callable(self.axis) else self.axis
-        ndim = len(shape)
-        if axis is None:
-            return None
-        if not (isinstance(axis, str) and axis in _LAYOUTS):
-            _integers(axis)
-        if ndim <= 1:
-            return None
-        if axis == "all_but_first":
-            return tuple(range(1, ndim))
-        if axis == "all_but_last":
-            return tuple(range(ndim - 1))
-        axes = _integers(axis)
-        reduced = {a % ndim for a in axes}
-        if len(reduced) < len(axes) or not all(-ndim <= a < ndim for a in axes):
-            seen = f"array '{path}' has shape {shape}, which has no such axes"
-            raise InvalidArgumentError(f"axis={show(axis)}", seen, _CURE)
-        return tuple(sorted(reduced))
+        return [axes_of_units(self.axis, path, shape) for path, shape in zip(site.paths, site.shapes, strict=True)]
 
     def weights(self, site: Site) -> WeightArrays | None:
         """See ``NormRule.weights``: a scope for each unit."""
         params = unload(self.params, "adaptive_clip, params", clips=False)
-        arrays = [params.arrays[i] for i in self._match(params, site)]
-        axes = [self._axes(path, docked.shape) for path, docked in zip(site.paths, arrays, strict=True)]
+        arrays = [params.arrays[i] for i in match(params, site, "adaptive_clip, params", "parameter")]
+        axes = [axes_of_units(self.axis, path, docked.shape) for path, docked in zip(site.paths, arrays, strict=True)]
         return WeightArrays(arrays, axes, self.clipping, self.eps, site.paths)
-
-    @staticmethod
-    def _match(params: Cargo, site: Site) -> list[int]:
-        for path, length in site.lengths.items():
-            if params.tree.lengths.get(path, length) != length:
-                where = f"at '{path}' " if path else ""
-                counts = f"{params.tree.lengths[path]} parameters and {length} gradients"
-                raise InvalidArgumentError(
-                    "adaptive_clip, params",
-                    f"{where}there are {counts}, which are paired by position",
-                    "Keep a None where a parameter has no gradient: [p.grad for p in params]",
-                )
-        by_path = dict(zip(params.tree.paths, params.index, strict=True))
-        for path, shape in zip(site.paths, site.shapes, strict=True):
-            if path not in by_path:
-                there = ", ".join(map(repr, list(by_path)[:5])) or "none"
-                raise InvalidArgumentError(
-                    f"adaptive_clip, gradient '{path}'",
-                    f"there is no parameter at that path; there are {there}",
-                    "Pass params in a container of the same structure as grads",
-                )
-            found = params.arrays[by_path[path]].shape
-            if found != shape:
-                raise InvalidArgumentError(
-                    f"adaptive_clip, gradient '{path}'",
-                    f"its shape is {shape}, its parameter's {found}",
-                    "Pass params in a container of the same structure as grads",
-                )
-        return [by_path[path] for path in site.paths]
 
 
 def measured_limits(weights: WeightArrays) -> FloatArray:

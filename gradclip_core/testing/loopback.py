@@ -24,6 +24,7 @@ class Loopback:
     """The reference under another name: passes every check."""
 
     name = "loopback"
+    projections: object = "gradclip_core.reference_forms:PASSES"
 
     def not_supported_reasons(self, request: Request) -> list[str]:
         """The reference's."""

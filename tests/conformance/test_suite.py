@@ -14,9 +14,15 @@ from .liars import LIARS, Bfloat16Truncated
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="write protection is proved in a forked child")
 
 
+PROJECTIONS = ("form", "moment", "tally", "gather")
+"""Their liars are in test_projection_suite.py: all others have the reference's passes."""
+
+
 def failing(backend: protocol.Backend, **options: object) -> set[str]:
     found = set()
     for check in testing.checks(backend, **options):  # type: ignore[arg-type]
+        if check.topic in PROJECTIONS:
+            continue
         try:
             check.run()
         except testing.ConformanceError as error:
@@ -30,7 +36,7 @@ def test_loopback_passes_everything() -> None:
         check.run()
         assert check.name not in names, "a check's name is its address"
         names.add(check.name)
-    assert len(names) > 1000
+    assert len(names) > 2400
 
 
 @pytest.mark.parametrize("liar", LIARS, ids=lambda liar: liar.__name__)
@@ -44,7 +50,7 @@ def test_a_liar_in_one_dtype_is_not_seen_in_the_others() -> None:
 
 def test_every_topic_is_needed_by_a_liar() -> None:
     """A topic that no liar fails might be one that cannot fail."""
-    topics = {check.topic for check in testing.checks(testing.Loopback())}
+    topics = {check.topic for check in testing.checks(testing.Loopback())} - set(PROJECTIONS)
     told_on = set().union(*LIARS.values())
     assert topics - told_on == {"apply-scale-nonfinite"}  # seen by the next test
 

@@ -278,8 +278,18 @@ def test_axes_that_are_meant(good: Any) -> None:
     ("params", "asked", "seen", "error"),
     [
         ({"w": np.ones((2, 3))}, "gradient 'b'", "there is no parameter at that path; there are 'w'", None),
-        ({"b": np.ones(1), "w": np.ones((3, 2))}, "gradient 'w'", "its shape is (2, 3), its parameter's (3, 2)", None),
-        ({"w": np.ones((2, 3)), "b": np.ones(())}, "gradient 'b'", "its shape is (1,), its parameter's ()", None),
+        (
+            {"b": np.ones(1), "w": np.ones((3, 2))},
+            "gradient 'w'",
+            "its shape is (2, 3), and that of its parameter (3, 2)",
+            None,
+        ),
+        (
+            {"w": np.ones((2, 3)), "b": np.ones(())},
+            "gradient 'b'",
+            "its shape is (1,), and that of its parameter ()",
+            None,
+        ),
         ([np.ones((2, 3)), np.ones(1)], "gradient 'w'", "there is no parameter at that path", None),
         (None, "gradient 'w'", "there is no parameter", None),
         ({"w": np.full((2, 3), np.nan), "b": np.ones(1)}, "params 'w'", "infinities or NaNs", None),

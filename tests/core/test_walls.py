@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "gradclip_core"
 HEAVY = {"numba", "llvmlite", "torch", "jax", "cupy", "tensorflow", "typer", "rich", "matplotlib", "safetensors"}
-HEAVY |= {"gradclip_backends", "ml_dtypes"}
+HEAVY |= {"gradclip_backends", "ml_dtypes", "array_api_compat"}
 LOADED = "import sys; {}; print(sorted(set(sys.modules) & {!r}))"
 
 
@@ -55,19 +55,23 @@ def imports(path: Path) -> set[str]:
 def test_the_reference_imports_numpy_and_the_protocol() -> None:
     allowed = {"__future__", "sys", "collections.abc", "typing", "numpy", "numpy.typing", "gradclip_core.protocol"}
     assert imports(CORE / "reference.py") <= allowed
+    allowed |= {"dataclasses", "gradclip_core.forms", "gradclip_core.reference"}
+    assert imports(CORE / "reference_forms.py") <= allowed
 
 
 def test_the_protocol_imports_numpy() -> None:
     allowed = {"__future__", "collections.abc", "dataclasses", "typing", "numpy", "numpy.typing"}
     assert imports(CORE / "protocol.py") <= allowed
     assert imports(CORE / "device.py") <= allowed | {"gradclip_core.protocol"}
+    assert imports(CORE / "forms.py") <= allowed | {"gradclip_core.protocol"}
 
 
 def test_backends_do_not_import_decisions() -> None:
     """A backend never decides: it sees the protocols and the errors, and nothing else of the core."""
     for path in (ROOT / "backends").rglob("*.py"):
         core = {name for name in imports(path) if name.startswith("gradclip_core")}
-        assert core <= {"gradclip_core.protocol", "gradclip_core.device", "gradclip_core.errors"}, path
+        protocols = {"gradclip_core.protocol", "gradclip_core.device", "gradclip_core.forms"}
+        assert core <= protocols | {"gradclip_core.errors"}, path
 
 
 def test_files_are_small_rooms() -> None:

@@ -29,7 +29,7 @@ from gradclip_core.protocol import (
 
 
 @dataclass(slots=True)
-class _Table:
+class Table:
     """The segments of one dtype, as the kernels read them."""
 
     dtype: DType
@@ -49,7 +49,7 @@ class _Table:
         return int(self.lengths.sum()) * self.dtype.itemsize
 
 
-def _tables(buffers: Sequence[Buffer]) -> list[_Table]:
+def tables(buffers: Sequence[Buffer]) -> list[Table]:
     rows = [buffer.rows for buffer in buffers]
     pointers = np.array([buffer.pointer for buffer in buffers], np.uint64)
     lengths = np.array([buffer.length for buffer in buffers], np.int64)
@@ -67,7 +67,7 @@ def _tables(buffers: Sequence[Buffer]) -> list[_Table]:
         if index.size:
             first = np.zeros(index.size + 1, np.int64)
             np.cumsum((lengths[index] + kernels.BLOCK - 1) // kernels.BLOCK, out=first[1:])
-            tables.append(_Table(dtype, index, pointers[index], lengths[index], first))
+            tables.append(Table(dtype, index, pointers[index], lengths[index], first))
     return tables
 
 
@@ -75,6 +75,7 @@ class NumbaCpuBackend:
     """Serves host memory of the four storage types, on all processors."""
 
     name = "numba_cpu"
+    projections = "gradclip_backends.numba_cpu.passes:PASSES"
 
     def not_supported_reasons(self, request: Request) -> list[str]:
         """See ``Backend.not_supported_reasons``."""
@@ -94,11 +95,11 @@ class NumbaCpuBackend:
     def measure(self, buffers: Sequence[Buffer], what: What) -> Measurements:
         """See ``Backend.measure``."""
         total = Measurements.empty(segments(buffers))
-        for table in _tables(buffers):
+        for table in tables(buffers):
             self._measure_table(table, what, total)
         return total
 
-    def _measure_table(self, table: _Table, what: What, total: Measurements) -> None:
+    def _measure_table(self, table: Table, what: What, total: Measurements) -> None:
         count, index, dtype = table.index.size, table.index, table.dtype
         exponents = np.zeros(count, np.int64) if what.exponents is None else what.exponents[index]
         units = np.ones(count) if what.units is None else np.where(what.units[index] == 0, 1.0, what.units[index])
@@ -131,7 +132,7 @@ class NumbaCpuBackend:
             counts[index] = out_found[:, field].astype(np.int64)
 
     @staticmethod
-    def _carries(table: _Table, what: What, exponents: IntArray, sums: FloatArray) -> FloatArray:
+    def _carries(table: Table, what: What, exponents: IntArray, sums: FloatArray) -> FloatArray:
         """What rounding took from each segment's sum; a pass of its own, over what is clipped alone."""
         tag, of_blocks, out = TAGS[FLOAT64], np.empty(table.blocks), np.zeros(table.index.size)
 
@@ -148,10 +149,10 @@ class NumbaCpuBackend:
 
     def apply(self, buffers: Sequence[Buffer], out: Sequence[Buffer], actions: Actions) -> None:
         """See ``Backend.apply``."""
-        for source, target in zip(_tables(buffers), _tables(out), strict=True):
+        for source, target in zip(tables(buffers), tables(out), strict=True):
             self._apply_table(source, target, actions)
 
-    def _apply_table(self, source: _Table, target: _Table, actions: Actions) -> None:
+    def _apply_table(self, source: Table, target: Table, actions: Actions) -> None:
         index, dtype = source.index, source.dtype
         tag: Any = TAGS[dtype]
         wide = np.float64 if dtype is FLOAT64 else np.float32

@@ -25,7 +25,7 @@ TAGS: dict[DType, Any] = {
     FLOAT32: np.float32(0),
     FLOAT64: np.float64(0),
 }
-_I32, _F32 = ir.IntType(32), ir.FloatType()
+_I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 
 def _has_f16c() -> bool:
@@ -180,6 +180,74 @@ def _narrow(y: Any, tag: Any) -> Any:
     if tag == types.int16:
         return lambda y, tag: _float_to_brain(y)
     return lambda y, tag: y
+
+
+# ---- float64 to a stored element, rounded once ----------------------------------------------------
+
+
+@intrinsic
+def _double_to_odd_float(context: Any, x: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        b = builder
+        nearest = b.fptrunc(args[0], _F32)
+        back = b.fpext(nearest, ir.DoubleType())
+        bits = b.bitcast(nearest, _I32)
+        magnitude, wide = (b.and_(b.bitcast(v, _I64), _I64((1 << 63) - 1)) for v in (back, args[0]))
+        over = b.zext(b.icmp_unsigned(">", magnitude, wide), _I32)
+        inexact = b.zext(b.icmp_unsigned("!=", magnitude, wide), _I32)
+        odd = b.or_(b.sub(bits, over), inexact)
+        finite = b.icmp_unsigned("<", wide, _I64(0x7FF << 52))
+        return b.bitcast(b.select(finite, odd, bits), _F32)
+
+    return types.float32(types.float64), generate
+
+
+def to_odd_float(x: Any) -> Any:
+    """float64 to float32, inexact results with their last bit set: a second rounding, to at most 22
+    bits, is then as if it were the only one (Boldo and Melquiond 2008, https://doi.org/10.1109/TC.2007.70819).
+    """
+    nearest = np.float32(x)
+    back = float(nearest)
+    if back == x or not np.isfinite(x):
+        return nearest
+    bits = int(nearest.view(np.uint32)) - (abs(back) > abs(x))
+    return np.uint32(bits | 1).view(np.float32)
+
+
+@overload(to_odd_float)
+def _to_odd_float(x: Any) -> Any:
+    return lambda x: _double_to_odd_float(x)
+
+
+def narrow_once(y: Any, tag: Any) -> Any:
+    """``y``, a float64, as an element of ``tag``'s storage type."""
+    if isinstance(tag, np.float64):
+        return y
+    if isinstance(tag, np.float32):
+        return np.float32(y)
+    return narrow(to_odd_float(y), tag)
+
+
+@overload(narrow_once)
+def _narrow_once(y: Any, tag: Any) -> Any:
+    if tag == types.float64:
+        return lambda y, tag: y
+    if tag == types.float32:
+        return lambda y, tag: np.float32(y)
+    return lambda y, tag: narrow(to_odd_float(y), tag)
+
+
+# ---- bits ----------------------------------------------------------------------------------------
+
+
+def bits_of(u: Any) -> Any:
+    """The 64 bits of a float64."""
+    return np.float64(u).view(np.uint64)
+
+
+@overload(bits_of)
+def _bits_of(u: Any) -> Any:
+    return lambda u: _bitcast(u, np.uint64(0))
 
 
 # ---- magnitudes as integers ----------------------------------------------------------------------

@@ -1,0 +1,159 @@
+"""The projections' passes: tables for the kernels, blocks shared among threads. See ``gradclip_core.forms``."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradclip_backends.numba_cpu import form_kernels, pool, tally_kernels
+from gradclip_backends.numba_cpu.backend import Table, tables
+from gradclip_backends.numba_cpu.elements import TAGS
+from gradclip_core.forms import BINS, FORMS, MOMENTS, Form, Reading, Tally
+from gradclip_core.protocol import FLOAT64, Buffer, FloatArray, segments
+
+
+class NumbaPasses:
+    """See ``Passes``."""
+
+    def map(
+        self,
+        buffers: Sequence[Buffer],
+        out: Sequence[Buffer] | None,
+        reading: Reading,
+        form: Form,
+        moments: Sequence[str],
+        *,
+        rounded: bool = True,
+    ) -> FloatArray:
+        """See ``Passes.map``."""
+        found = np.zeros((len(moments), segments(buffers)))
+        rows = np.repeat(np.arange(len(buffers)), [buffer.rows for buffer in buffers])
+        for group in _alike(buffers, form.companions):
+            pick = np.flatnonzero(np.isin(rows, group))
+            if not pick.size:  # arrays of no rows
+                continue
+            here = [buffers[i] for i in group]
+            targets = None if out is None else [out[i] for i in group]
+            self._map(here, targets, reading, form, group, pick, moments, rounded, found)
+        return found
+
+    @staticmethod
+    def _map(
+        buffers: list[Buffer],
+        out: list[Buffer] | None,
+        reading: Reading,
+        form: Form,
+        group: list[int],
+        pick: Any,
+        moments: Sequence[str],
+        rounded: bool,
+        found: FloatArray,
+    ) -> None:
+        (table,) = tables(buffers)
+        dtype, none = table.dtype, np.zeros(0, np.uint64)
+        targets = none if out is None else tables(out)[0].pointers
+        companions, w_dtype = none, FLOAT64
+        if form.companions:
+            (beside,) = tables([form.companions[i] for i in group])
+            companions, w_dtype = beside.pointers, beside.dtype
+        values, given = none, []
+        if form.kind == "given":
+            given = [np.ascontiguousarray(form.values[i], np.float64) for i in group]
+            owned = [Buffer(v.ctypes.data, b.length, FLOAT64, b.rows) for v, b in zip(given, buffers, strict=True)]
+            values = tables(owned)[0].pointers
+        codes = np.array([list(MOMENTS).index(name) for name in moments], np.int64)
+        kind = list(FORMS).index(form.kind)
+        a, b, c = form.a[pick], form.b[pick], form.c[pick]
+        blocks = np.zeros((codes.size, table.blocks))
+
+        def work(start: int, stop: int) -> None:
+            form_kernels.map_range(
+                TAGS[dtype], dtype.itemsize, dtype.largest, TAGS[w_dtype], w_dtype.itemsize,
+                table.pointers, targets, companions, values, table.lengths, table.first,
+                reading.inverse, reading.exponent, reading.sanitize,
+                kind, a, b, c, form.e, codes, rounded, start, stop, blocks,
+            )  # fmt: skip
+
+        result = np.tile(form_kernels.START[codes][:, None], (1, pick.size))
+        with np.errstate(all="ignore"):  # for the kernels as plain Python
+            if table.blocks:
+                pool.run(work, table.blocks, table.bytes)
+            form_kernels.finish_moments(table.first, codes, blocks, result)
+        found[:, pick] = result
+        del given  # its memory was read until here
+
+    def tally(self, buffers: Sequence[Buffer], reading: Reading, *, signed: bool, prefix: int, used: int) -> Tally:
+        """See ``Passes.tally``."""
+        total, lock, kept = np.zeros((BINS, 3), np.int64), threading.Lock(), threading.local()
+        every: list[Any] = []
+
+        def bins() -> Any:
+            if not hasattr(kept, "bins"):  # one histogram for each thread
+                kept.bins = np.zeros((BINS, 3), np.int64)
+                with lock:
+                    every.append(kept.bins)
+            return kept.bins
+
+        def kernel(table: Table) -> Callable[[int, int], None]:
+            def work(start: int, stop: int) -> None:
+                tally_kernels.tally_range(*_read(table, reading), signed, np.uint64(prefix), used, start, stop, bins())
+
+            return work
+
+        _over_all(buffers, kernel)
+        for part in every:
+            total += part
+        return Tally(*(np.ascontiguousarray(column) for column in total.T))
+
+    def gather(self, buffers: Sequence[Buffer], reading: Reading, *, signed: bool, low: int, high: int) -> FloatArray:
+        """See ``Passes.gather``. In the order of the buffers within each dtype."""
+        found = []
+        for table in tables(buffers):
+            counts = np.zeros(table.blocks, np.int64)
+            ask = (*_read(table, reading), signed, np.uint64(low), np.uint64(high))
+
+            def count(start: int, stop: int, ask: Any = ask, counts: Any = counts) -> None:
+                tally_kernels.count_range(*ask, start, stop, counts)
+
+            pool.run(count, table.blocks, table.bytes)
+            out = np.empty(int(counts.sum()))
+            places = np.cumsum(counts) - counts
+
+            def fill(
+                start: int, stop: int, ask: Any = ask, counts: Any = counts, places: Any = places, out: Any = out
+            ) -> None:
+                tally_kernels.gather_range(*ask, start, stop, counts, places, out)
+
+            pool.run(fill, table.blocks, table.bytes)
+            found.append(out)
+        return np.concatenate(found) if found else np.zeros(0)
+
+
+def _alike(buffers: Sequence[Buffer], companions: Sequence[Buffer]) -> list[list[int]]:
+    """The buffers by their dtype and their companion's: a kernel is compiled for one of each."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for i, buffer in enumerate(buffers):
+        beside = companions[i].dtype.name if companions else ""
+        groups.setdefault((buffer.dtype.name, beside), []).append(i)
+    return list(groups.values())
+
+
+def _read(table: Table, reading: Reading) -> tuple[Any, ...]:
+    """What every kernel of ``tally_kernels`` reads by."""
+    dtype = table.dtype
+    return (
+        TAGS[dtype], dtype.itemsize, dtype.largest, table.pointers, table.lengths, table.first,
+        reading.inverse, reading.exponent, reading.sanitize,
+    )  # fmt: skip
+
+
+def _over_all(buffers: Sequence[Buffer], kernel: Callable[[Table], Callable[[int, int], None]]) -> None:
+    for table in tables(buffers):
+        if table.blocks:
+            pool.run(kernel(table), table.blocks, table.bytes)
+
+
+PASSES = NumbaPasses()

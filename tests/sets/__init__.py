@@ -1,0 +1,1 @@
+"""Projections: every set, its promises, its peers."""

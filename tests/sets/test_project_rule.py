@@ -1,0 +1,361 @@
+"""``Project`` and ``clip_by_projection``: what they refuse, what they are the same as, and what they report."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gradclip_core as gc
+from gradclip_core import sets
+from gradclip_core.reference import BACKEND as REFERENCE
+from gradclip_core.sets import Certificate
+
+RNG = np.random.default_rng(0)
+L1 = sets.L1Ball(2.0)
+
+
+def gradients(dtype: Any = np.float64, scale: float = 1.0) -> dict[str, Any]:
+    rng = np.random.default_rng(3)
+    return {
+        "a": (scale * rng.standard_normal((6, 5))).astype(dtype),
+        "b": (scale * rng.standard_normal(40)).astype(dtype),
+        "c": np.array(scale * rng.standard_normal(), dtype),
+    }
+
+
+def bits(grads: Any) -> list[bytes]:
+    return [np.asarray(x).tobytes() for x in (grads.values() if isinstance(grads, dict) else grads)]
+
+
+def certificate(info: gc.ClipInfo) -> Certificate:
+    assert info.certificate is not None
+    return info.certificate
+
+
+# ---- what is refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("onto", "how", "sentence"),
+    [
+        (sets.L1Ball, {}, r"onto=.*: it is a class, not a set\. Pass one of gradclip_core\.sets"),
+        (1.0, {}, r"Project, onto=1\.0: a float is no set"),
+        (None, {}, r"Project, onto=None: a NoneType is no set"),
+        (L1, {"scope": "unit"}, r"Project, scope='unit': there is no such scope\. Pass one of global, group, array"),
+        (L1, {"scope": None}, r"scope=None: there is no such scope"),
+        (L1, {"scope": ["global"]}, r"there is no such scope"),
+        (L1, {"groups": {"all": ["a"]}}, r"there are no groups with scope='global'\. Pass scope='group'"),
+        (L1, {"scope": "array", "groups": {}}, r"there are no groups with scope='array'"),
+        (L1, {"scope": "group"}, r"groups=None"),
+        (L1, {"scope": "group", "groups": "layer"}, r"groups='layer'"),
+        (L1, {"scope": "group", "groups": {"x": ["a"]}}, r"'b'"),
+        (L1, {"scope": "group", "groups": {"x": ["a", "b", "c", "d"]}}, r"'d'"),
+        (L1, {"backend": "no such"}, r"there is no such backend"),
+        (L1, {"nonfinite": "ignore"}, r"nonfinite='ignore'"),
+    ],
+)
+def test_refusals_before_anything_is_written(onto: Any, how: dict[str, Any], sentence: str) -> None:
+    grads = gradients()
+    before = bits(grads)
+    for call in (gc.clip_by_projection, gc.clip_by_projection_):
+        with pytest.raises(gc.GradClipError, match=sentence):
+            call(grads, onto, **how)
+    assert bits(grads) == before
+
+
+def test_complex_arrays_have_no_projection_but_on_an_l2_ball() -> None:
+    grads = [np.ones(3, np.complex64), np.ones(2)]
+    for onto in (L1, sets.LinfBall(0.5), sets.Box(0.0, 1.0), sets.Simplex()):
+        with pytest.raises(gc.UnsupportedArrayError, match=r"array '0': it is complex"):
+            gc.clip_by_projection_(grads, onto)
+    assert (grads[0] == 1).all()
+    made, info = gc.clip_by_projection(grads, sets.L2Ball(1.0))
+    assert made[0].dtype == np.complex64
+    assert certificate(info).optimality <= 2.0**-21
+
+
+def test_arrays_on_a_device_are_refused() -> None:
+    """As the pipeline asks, with what it has: arrays of a device, and a backend."""
+    elsewhere: Any = SimpleNamespace(device="cuda:0", arrays=[])
+    with pytest.raises(gc.BackendError, match=r"clip_, arrays on cuda:0: .*made in host memory.*Pass arrays in host"):
+        gc.Project(L1).refuse_unfit(elsewhere, REFERENCE, "clip_")
+
+
+def test_a_set_that_does_not_fit_is_an_error_before_any_scope_is_written() -> None:
+    """The second scope has no projection: the first, which has, is not written."""
+    grads = [np.full(3, 5.0), np.zeros(0)]
+    with pytest.raises(gc.InvalidArgumentError, match=r"Simplex\(total=1\)"):
+        gc.clip_by_projection_(grads, sets.Simplex(), "array")
+    assert (grads[0] == 5).all()
+
+
+# ---- the same as older rules -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("how", [{}, {"loss_scale": 8.0}, {"loss_scale": 3.0}, {"nonfinite": "sanitize"}])
+def test_identical_bits_to_older_rules(dtype: Any, how: dict[str, Any], backend: str) -> None:
+    groups = {"x": ["a", "c"], "y": ["b"]}
+    how = {**how, "backend": backend}
+    pairs = [
+        (lambda g: gc.clip_by_projection(g, sets.L2Ball(1.5), **how), lambda g: gc.clip_by_global_norm(g, 1.5, **how)),
+        (
+            lambda g: gc.clip_by_projection(g, sets.L2Ball(1.5), "group", groups=groups, **how),
+            lambda g: gc.clip_by_group_norm(g, 1.5, groups=groups, **how),
+        ),
+        (
+            lambda g: gc.clip_by_projection(g, sets.L2Ball(1.5), "array", **how),
+            lambda g: gc.clip_by_norm(g, 1.5, **how),
+        ),
+        (lambda g: gc.clip_by_projection(g, sets.LinfBall(0.7), **how), lambda g: gc.clip_by_value(g, 0.7, **how)),
+        (
+            lambda g: gc.clip_by_projection(g, sets.LinfBall(0.7), "array", **how),
+            lambda g: gc.clip_by_value(g, 0.7, **how),
+        ),
+        (
+            lambda g: gc.clip_by_projection(g, sets.Box(-0.2, 1.1), **how),
+            lambda g: gc.clip_by_value(g, (-0.2, 1.1), **how),
+        ),
+        (
+            lambda g: gc.clip_by_projection(g, sets.Box(0.0, math.inf), "group", groups=groups, **how),
+            lambda g: gc.clip_by_value(g, (0.0, math.inf), **how),
+        ),
+    ]
+    for ours, theirs in pairs:
+        for scale in (1.0, 0.01):
+            grads = gradients(dtype, scale)
+            (made, info), (expected, other) = ours(grads), theirs(grads)
+            assert bits(made) == bits(expected)
+            assert info == other
+            assert info.certificate == other.certificate
+
+
+def test_one_array_one_group_and_one_scope_are_the_same(backend: str) -> None:
+    grads = {"w": RNG.standard_normal((9, 4))}
+    for onto in (L1, sets.Simplex(3.0)):
+        expected, info = gc.clip_by_projection(grads, onto, backend=backend)
+        for scope, groups in (("array", None), ("group", {"all": ["w"]}), ("group", lambda path: path)):
+            made, seen = gc.clip_by_projection(grads, onto, scope, groups=groups, backend=backend)
+            assert bits(made) == bits(expected)
+            assert seen == info
+
+
+def test_scopes_are_independent(backend: str) -> None:
+    grads = gradients()
+    made, info = gc.clip_by_projection(grads, L1, "array", backend=backend)
+    alone = {path: gc.clip_by_projection(g, L1, backend=backend) for path, g in grads.items()}
+    assert bits(made) == bits({path: y for path, (y, _) in alone.items()})
+    of_each = [certificate(seen) for _, seen in alone.values()]
+    assert certificate(info).optimality == max(c.optimality for c in of_each)
+    assert certificate(info).feasibility == max(c.feasibility for c in of_each)
+    assert certificate(info).moved == pytest.approx(math.hypot(*(c.moved or 0.0 for c in of_each)))
+    grouped, _ = gc.clip_by_projection(grads, L1, "group", groups={"x": ["a", "c"], "y": ["b"]}, backend=backend)
+    pair, _ = gc.clip_by_projection({k: grads[k] for k in "ac"}, L1, backend=backend)
+    assert grouped["a"].tobytes() + grouped["c"].tobytes() == pair["a"].tobytes() + pair["c"].tobytes()
+    assert grouped["b"].tobytes() == alone["b"][0].tobytes()
+
+
+# ---- chains and plans ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["project first", "project last", "between"])
+def test_chains_are_one_rule_after_the_other(order: str, backend: str) -> None:
+    rules: dict[str, list[gc.Rule]] = {
+        "project first": [gc.Project(L1), gc.GlobalNorm(0.5)],
+        "project last": [gc.GlobalNorm(5.0), gc.Project(sets.L1Ball(1.0), "array")],
+        "between": [gc.Value(1.0), gc.Project(sets.Simplex(4.0)), gc.Value(0.3)],
+    }
+    for dtype in (np.float32, np.float64):
+        grads = gradients(dtype, 8.0)
+        chained, info = gc.clip(grads, gc.Chain(*rules[order]), loss_scale=8.0, backend=backend)
+        stepwise: Any = grads
+        for number, rule in enumerate(rules[order]):
+            stepwise, last = gc.clip(stepwise, rule, loss_scale=1.0 if number else 8.0, backend=backend)
+        assert bits(chained) == bits(stepwise)
+        assert info.certificate == last.certificate
+        plan = gc.plan(grads, gc.Chain(*rules[order]), loss_scale=8.0, backend=backend)
+        assert bits(plan.apply(grads)) == bits(chained)
+        assert plan.info == info
+        assert gc.clip_(grads, gc.Chain(*rules[order]), loss_scale=8.0, backend=backend) == info
+        assert bits(grads) == bits(chained)
+
+
+@pytest.mark.parametrize("onto", [L1, sets.Simplex(3.0), sets.L2Ball(1.0), sets.Box(-0.1, 0.2)], ids=repr)
+def test_plans_write_what_was_decided(onto: sets.Set, backend: str) -> None:
+    grads = gradients(np.float32)
+    before = bits(grads)
+    plan = gc.plan(grads, gc.Project(onto, "array"), backend=backend)
+    assert bits(grads) == before, "a plan writes nothing"
+    expected, info = gc.clip_by_projection(grads, onto, "array", backend=backend)
+    assert plan.info == info
+    assert bits(plan.apply(grads)) == bits(expected)
+    plan.apply_(grads)
+    assert bits(grads) == bits(expected)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"a": np.ones((6, 5)), "b": np.ones(40)},
+        {"a": np.ones((5, 6)), "b": np.ones(40), "c": np.ones(())},
+        {"a": np.ones((6, 5), np.float32), "b": np.ones(40), "c": np.ones(())},
+        {"a": np.ones((6, 5)), "b": np.ones(40), "d": np.ones(())},
+    ],
+    ids=["fewer", "shape", "dtype", "path"],
+)
+def test_a_plan_for_other_gradients_is_refused(other: dict[str, Any]) -> None:
+    plan = gc.plan(gradients(), gc.Project(L1))
+    before = bits(other)
+    for call in (plan.apply, plan.apply_):
+        with pytest.raises(gc.GradClipError, match="Apply a plan to gradients of the structure that it was made for"):
+            call(other)
+    assert bits(other) == before
+
+
+def test_a_plan_with_the_axes_of_its_arrays_in_another_order(backend: str) -> None:
+    """The elements of a Fortran-ordered array are met in memory order; those of a C-ordered one in another."""
+    grads = {"w": RNG.standard_normal((7, 5)).T}
+    expected, _ = gc.clip_by_projection({"w": np.ascontiguousarray(grads["w"])}, L1, backend=backend)
+    made, _ = gc.clip_by_projection(grads, L1, backend=backend)
+    assert np.array_equal(made["w"], expected["w"])
+    plan = gc.plan(grads, gc.Project(L1), backend=backend)
+    other = {"w": np.ascontiguousarray(grads["w"])}
+    assert np.array_equal(plan.apply(other)["w"], expected["w"])
+    plan.apply_(other)
+    assert np.array_equal(other["w"], expected["w"])
+    strided = {"w": np.repeat(np.ascontiguousarray(grads["w"]), 2, axis=1)[:, ::2]}
+    gc.clip_by_projection_(strided, L1, backend=backend)
+    assert np.array_equal(strided["w"], expected["w"])
+
+
+# ---- what is reported ------------------------------------------------------------------------------
+
+
+def test_info_prints_pickles_and_compares_with_its_certificate() -> None:
+    grads = gradients()
+    _, info = gc.clip_by_projection(grads, L1)
+    assert "certificate=Certificate(feasibility=" in repr(info)
+    again = pickle.loads(pickle.dumps(info))
+    assert again == info
+    assert again.certificate == info.certificate
+    assert hash(again) == hash(info)
+    assert gc.clip_by_projection(grads, L1)[1] == info
+    assert gc.clip_by_projection(grads, sets.L1Ball(2.5))[1] != info
+    assert (info.norm, info.clipped_norm) == (
+        pytest.approx(sum(np.abs(g).sum() for g in grads.values())),
+        pytest.approx(2.0, rel=1e-14),
+    )
+
+
+@pytest.mark.parametrize("nonfinite", ["skip", "zero"])
+def test_a_skipped_step_has_no_certificate(nonfinite: Any) -> None:
+    for onto in (L1, sets.L2Ball(1.0), sets.LinfBall(1.0)):
+        _, info = gc.clip_by_projection(np.array([np.nan, 3.0]), onto, nonfinite=nonfinite)
+        assert info.skipped
+        assert info.certificate is None
+
+
+def test_propagated_nan_has_no_certificate() -> None:
+    for onto in (L1, sets.L2Ball(1.0), sets.LinfBall(1.0)):
+        made, info = gc.clip_by_projection([np.array([np.nan, 3.0]), np.ones(3)], onto, "array", nonfinite="propagate")
+        assert info.certificate is None
+        assert np.isnan(made[0]).any()
+        assert np.isfinite(made[1]).all()
+
+
+def brute(g: list[Any], y: list[Any], support: float) -> tuple[float, float]:
+    """The relative gap of the variational inequality and the distance, from the arrays themselves."""
+    u, v = (np.concatenate([np.asarray(x, np.float64).ravel() for x in arrays]) for arrays in (g, y))
+    d = u - v
+    return (support * np.linalg.norm(d) - d @ v) / (support * np.linalg.norm(d)), float(np.linalg.norm(d))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_norm_clipping_is_certified_as_the_projection_that_it_is(dtype: Any, backend: str) -> None:
+    grads = list(gradients(dtype).values())
+    made, info = gc.clip_by_global_norm(grads, 1.5, backend=backend)
+    gap, moved = brute(grads, made, 1.5)
+    u = np.finfo(dtype).eps
+    assert certificate(info).feasibility <= 2.0**-50
+    assert 0 <= certificate(info).optimality <= 8 * u
+    assert abs(certificate(info).optimality - gap) <= 4 * u
+    assert certificate(info).moved == pytest.approx(moved, rel=1e-5)
+    _, each = gc.clip_by_norm(grads, 0.5, backend=backend)
+    alone = [certificate(gc.clip_by_norm(g, 0.5, backend=backend)[1]) for g in grads]
+    assert certificate(each).optimality == max(c.optimality for c in alone)
+    assert certificate(each).moved == pytest.approx(math.hypot(*(c.moved or 0.0 for c in alone)))
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200, 1.7e308])
+def test_certificates_of_norms_beyond_squares(scale: float, backend: str) -> None:
+    grads = [np.array([3.0, 4.0]) * (scale / 5)]
+    _, info = gc.clip_by_global_norm(grads, scale / 2, backend=backend)
+    assert certificate(info).optimality <= 2.0**-49
+    assert certificate(info).moved == pytest.approx(scale / 2)
+
+
+def test_norm_clipping_far_off_would_be_seen() -> None:
+    """The certificate is of the factor that was decided, not of the one that should have been."""
+    from dataclasses import replace
+
+    from gradclip_core.certificates import of_older_rule
+    from gradclip_core.pipeline import run
+    from gradclip_core.validate import How
+
+    story = run([np.full(4, 3.0)], gc.GlobalNorm(1.0), How.of({}), "clip", "nothing").story()
+    (here,) = story.decided
+    for change, residual in ((0.9, "optimality"), (1.1, "feasibility")):
+        actions = replace(here.decision.actions, factor=here.decision.actions.factor * change)
+        wrong = of_older_rule(here.stage, here.measured, replace(here.decision, actions=actions))
+        assert getattr(wrong, residual) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("rule", "known"),
+    [
+        (gc.GlobalNorm(1.0), True),
+        (gc.GlobalNorm(0.0), True),
+        (gc.GroupNorm(1.0, lambda path: path), True),
+        (gc.ArrayNorm(1.0), True),
+        (gc.Value(0.5), True),
+        (gc.GlobalNorm(1.0, 1), False),
+        (gc.GlobalNorm(1.0, math.inf), False),
+        (gc.ArrayNorm(1.0, 3.0), False),
+    ],
+    ids=repr,
+)
+def test_rules_that_are_projections_have_a_certificate_and_others_none(rule: gc.Rule, known: bool) -> None:
+    for scale in (1.0, 1e-3):
+        _, info = gc.clip(gradients(scale=scale), rule)
+        assert (info.certificate is not None) == known
+        if info.certificate is not None:
+            assert info.certificate.feasibility <= 2.0**-50
+            assert info.certificate.optimality <= 2.0**-49
+        if info.certificate is not None and not info.clipped:
+            assert info.certificate == Certificate(0.0, 0.0, 0.0)
+
+
+def test_clamping_is_certified_up_to_the_rounding_of_its_limits() -> None:
+    for dtype, roundoff in ((np.float16, 2.0**-11), (np.float32, 2.0**-24), (np.float64, 0.0)):
+        _, info = gc.clip_by_value(gradients(dtype), 0.7)
+        stored = abs(float(dtype(0.7)) / 0.7 - 1)
+        assert certificate(info).optimality == pytest.approx(stored, abs=2.0**-52)
+        assert certificate(info).optimality <= roundoff
+        assert certificate(info).feasibility == pytest.approx(max(0.0, float(dtype(0.7)) / 0.7 - 1), abs=2.0**-52)
+        assert certificate(info).moved is None
+    _, info = gc.clip_by_value(gradients(np.float16), (-math.inf, 0.7))
+    assert certificate(info).optimality > 0
+
+
+def test_sanitized_values_are_projected_as_numbers(backend: str) -> None:
+    grads = np.array([np.nan, np.inf, -2.0, 1.0])
+    made, info = gc.clip_by_projection(grads, sets.L1Ball(2.0), nonfinite="sanitize", backend=backend)
+    expected, _ = gc.clip_by_projection(np.nan_to_num(grads), sets.L1Ball(2.0), backend=backend)
+    assert made.tobytes() == expected.tobytes()
+    assert made.tolist() == [0.0, pytest.approx(2.0), 0.0, 0.0]
+    assert certificate(info).feasibility == 0
