@@ -166,7 +166,10 @@ def conclude(here: Decided, moves: Sequence[Move], found: Sequence[FloatArray]) 
         largest[picked] = np.ldexp(named["max_y"], move.reading.exponent)
         exponents[picked] = move.reading.exponent
         if order not in _ORDER_MOMENT:
-            units[picked], exponents[picked] = 2.0**move.reading.exponent, 0
+            # A unit of 2^1024 is no float64; a power of two can be taken out of the sums instead.
+            unit = min(move.reading.exponent, 1023)
+            sums[picked] *= 2.0 ** (order * (move.reading.exponent - unit))
+            units[picked], exponents[picked] = 2.0**unit, 0
     zeros = np.zeros_like(here.measured.found.infs)
     after = Measured(Measurements(sums, largest, zeros, zeros, zeros, np.zeros(sums.size)), order, exponents, units)
     norm = float(scope_norms(after, np.zeros_like(ids), 1).value()[0])

@@ -81,6 +81,16 @@ EVERY: dict[str, Example] = {
         exact=True,
         odd=False,
     ),
+    "ellipsoid": Example(
+        lambda grads, size: sets.Ellipsoid(
+            {name: np.abs(w) + 0.1 for name, w in normal(grads).items()}, size * 0.7 * flat(grads).size ** 0.5
+        ),
+        lambda onto, grads: float(np.linalg.norm(np.sqrt(flat(onto.weights)) * flat(grads)) / onto.radius - 1),
+        exact=True,
+        tolerance=2.0**-43,
+        permutes=False,
+        shapes=((7, 5), (30,)),
+    ),
     "halfspace": Example(
         lambda grads, size: sets.HalfSpace(normal(grads), -4 * size * flat(grads).size ** 0.5),
         along,
@@ -159,6 +169,18 @@ EVERY: dict[str, Example] = {
         lambda grads, size: sets.LinfBall(2 * size),
         lambda onto, grads: float(np.abs(flat(grads)).max() / onto.radius - 1),
         exact=True,
+    ),
+    "lp, 1.5": Example(
+        lambda grads, size: sets.LpBall(size * flat(grads).size ** (1 / 1.5) * 0.7, 1.5),
+        lambda onto, grads: float((np.abs(flat(grads)) ** 1.5).sum() ** (1 / 1.5) / onto.radius - 1),
+        exact=False,
+        tolerance=1e-11,
+    ),
+    "lp, 4": Example(
+        lambda grads, size: sets.LpBall(size * flat(grads).size ** (1 / 4), 4),
+        lambda onto, grads: float((flat(grads) ** 4).sum() ** (1 / 4) / onto.radius - 1),
+        exact=False,
+        tolerance=1e-11,
     ),
     "nuclear": Example(
         lambda grads, size: sets.NuclearBall(size * 4.0),

@@ -1,0 +1,180 @@
+"""Weighted L2 balls: the nearest point, and the radial form beside it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gradclip_core import validate
+from gradclip_core.errors import InvalidArgumentError
+from gradclip_core.forms import Form, Reading
+from gradclip_core.protocol import Buffer
+from gradclip_core.reference import tree_sum
+from gradclip_core.sets.base import Certificate, Moments, Set, View
+from gradclip_core.sets.normals import apart, kept, owned, widened
+from gradclip_core.sets.squares import LOST, rounding, shaved
+
+_STEPS = 200
+# Within these the squares of weights times squares of elements stay in float64's range.
+_LEAST, _MOST = 2.0**-100, 2.0**100
+_SPAN = 2.0**200
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """Those beside a scope, divided by ``unit``²: a power of two, 1 for ordinary weights."""
+
+    companions: list[Buffer]
+    unit: float
+    least: float
+    top: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Weighted(Set):
+    """A weighted L2 ball. ``weights`` is only read, and not copied."""
+
+    weights: Any = field(repr=False, compare=False)
+    radius: float
+
+    moments = ("wy2", "dy", "d2_w", "d2")
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        object.__setattr__(self, "weights", kept(self.weights))
+        object.__setattr__(self, "radius", validate.positive(f"{name}, radius", self.radius))
+
+    def prepared(self, view: View) -> View:
+        """See ``Set.prepared``: in units in which squares times weights stay in range."""
+        if view.largest == 0 or _LEAST <= view.original(view.largest) <= _MOST:
+            return view
+        return view.in_units(view.reading.exponent + math.frexp(view.largest)[1])
+
+    def decide(self, view: View) -> Form | None:
+        """See ``Set.decide``."""
+        weights = self._beside(view)
+        companions, unit = weights.companions, weights.unit
+        seen = view.probe(view.form("same", companions=companions), "wy2")["wy2"]
+        norm = math.sqrt(tree_sum(seen)) if seen.size else 0.0
+        if norm <= view.scaled(self.radius) / unit:
+            return None
+        # A subnormal's rounding counts as often as the root of the sum of the weights.
+        feels = math.ceil(math.sqrt(view.size * weights.top) * unit) + 1
+        aim = shaved(view, self.radius, feels) * (1 - rounding(view))
+        if aim <= LOST * int(math.ceil(view.largest)) or float(aim) / unit == 0:
+            return view.form("scale", 0.0, companions=companions, e=unit)
+        return self._moved(view, weights, norm, float(aim) / unit)
+
+    def _moved(self, view: View, weights: _Weights, norm: float, aim: float) -> Form:
+        """The form for a scope outside, whose weighted norm is ``norm``. Both numbers are divided by the unit."""
+        raise NotImplementedError
+
+    def certify(self, view: View, form: Form, found: Moments) -> Certificate:
+        """``sup_z <d, z> = radius · √(Σ d²/w)``. The form's ``e`` is the unit of the square roots of the weights."""
+        radius = view.scaled(self.radius) / form.e
+        return Certificate.of(
+            view.original(math.sqrt(tree_sum(found["wy2"])) * form.e) / self.radius - 1,
+            radius * math.sqrt(tree_sum(found["d2_w"])),
+            tree_sum(found["dy"]),
+            view.original(math.sqrt(tree_sum(found["d2"]))),
+        )
+
+    def _beside(self, view: View) -> _Weights:
+        """The weights beside the scope; refuses those that are none."""
+        asked = f"{type(self).__name__}, weights"
+        companions = apart(view.arrays.arrays, view.beside(self.weights, asked))
+        form = Form.of("same", view.segments)
+        found = view.passes.map(companions, None, Reading(), form, ["max_y", "low_y"], rounded=False)
+        rows = np.repeat(np.arange(len(companions)), [buffer.rows for buffer in companions])
+        good = (found[1] > 0) & np.isfinite(found[0])
+        if not good.all():
+            path = view.arrays.paths[int(rows[np.flatnonzero(~good)[0]])]
+            raise InvalidArgumentError(
+                f"{asked}, array '{path}'",
+                "it holds weights that are not finite numbers > 0",
+                "Add a small number to weights that may be 0, as Adam's eps does",
+            )
+        top, least = float(np.max(found[0], initial=0.0)), float(np.min(found[1], initial=math.inf))
+        if top / _SPAN > least:
+            seen = f"they go from {least:g} to {top:g}, further than 2^200, where float64 loses the small ones"
+            raise InvalidArgumentError(asked, seen, "Bound the weights from below, relative to the largest")
+        if not top or (_LEAST <= least and top <= _MOST):
+            return _Weights(companions, 1.0, least, top)
+        half = math.frexp(top)[1] // 2 - 50
+        scaled = [owned(np.ldexp(widened(buffer), -2 * half)) for buffer in companions]
+        return _Weights(scaled, math.ldexp(1.0, half), math.ldexp(least, -2 * half), math.ldexp(top, -2 * half))
+
+
+@dataclass(frozen=True, slots=True)
+class Ellipsoid(_Weighted):
+    """``{y : Σ w_i·y_i² <= radius²}``: an L2 ball in a metric of positive weights, such as Adam's second moment.
+
+    ``y_i = g_i / (1 + λ·w_i)`` with the λ > 0 for which ``Σ w_i·y_i² = radius²``: what weighs much
+    shrinks most, so the direction changes. (Moré and Sorensen 1983, "Computing a trust region step",
+    https://doi.org/10.1137/0904038, section 3: Newton's method on the reciprocal of the norm, which is concave in λ,
+    so that it comes from one side.)
+
+    Parameters
+    ----------
+    weights : a container of the gradients' structure, any real floating dtype, all > 0, the largest at
+        most 2^200 times the least. Only read; a plan holds on to it.
+    radius : > 0, in units of the unscaled gradient times a root of a weight.
+
+    The same bits on every backend: λ comes of a fixed sequence of float64 operations. ``Σ w·y² <= radius²`` holds in
+    exact arithmetic for float32 and float64, and the boundary is met to 2^-23 for float32, to 2^-44 for float64. A
+    gradient is inside where the weighted norm, summed in float64, is at most the radius.
+    """
+
+    def _moved(self, view: View, weights: _Weights, norm: float, aim: float) -> Form:
+        multiplier = _multiplier(view, weights, norm, aim)
+        return view.form("secular", multiplier, companions=weights.companions, e=weights.unit)
+
+
+@dataclass(frozen=True, slots=True)
+class RadialEllipsoid(_Weighted):
+    """``{y : Σ w_i·y_i² <= radius²}``, reached by ``y = g · min(1, radius / √(Σ w_i·g_i²))``.
+
+    The direction is kept, as in clipping by a norm. It is *not* the nearest point, which is ``Ellipsoid``'s, unless
+    all weights are equal: ``info.certificate.optimality`` says how far from it.
+
+    Parameters
+    ----------
+    weights, radius : as for ``Ellipsoid``, and the same promises.
+    """
+
+    def _moved(self, view: View, weights: _Weights, norm: float, aim: float) -> Form:
+        return view.form("scale", aim / norm, companions=weights.companions, e=weights.unit)
+
+
+def _multiplier(view: View, weights: _Weights, norm: float, aim: float) -> float:
+    """A λ with ``aim·(1 - 2^-46) <= √(Σ w·u²/(1 + λ·w)²) <= aim``.
+
+    The reciprocal of the root is concave and rises in λ, so Newton's step from below the solution stays below. Where
+    steps stay short, because the weights lie decades apart, the bracket is halved in the exponent.
+    """
+    wanted = aim * (1 - 2.0**-47)
+    # Each element shrinks by 1 + λ·least at least, and by 1 + λ·top at most.
+    low, high = ((norm / wanted - 1) / w for w in (weights.top, weights.least))
+    low, high, off = low * (1 - 2.0**-40), high * (1 + 2.0**-40), math.inf
+    multiplier = low
+    for _ in range(_STEPS):
+        found = view.probe(view.form("secular", multiplier, companions=weights.companions), "wy2", "slope")
+        square, slope = tree_sum(found["wy2"]), tree_sum(found["slope"])
+        norm = math.sqrt(square)
+        if aim * (1 - 2.0**-46) <= norm <= aim:
+            return multiplier
+        if norm > wanted:
+            low = multiplier
+        else:
+            high = multiplier
+        before, off = off, abs(norm / wanted - 1)
+        newton = multiplier + (norm - wanted) / wanted * (square / slope)
+        if not low < newton < high or off > before / 2:
+            newton = math.sqrt(low) * math.sqrt(high)
+        if not low < newton < high:
+            break
+        multiplier = newton
+    return high
