@@ -53,10 +53,7 @@ def _of_balls(stage: Stage, measured: Measured, decision: Decision) -> Certifica
 def _of_box(stage: Stage, measured: Measured, decision: Decision) -> Certificate:
     """Clamping is exact but for the limits, which are rounded to the storage type."""
     found, (low, high) = measured.found, stage.limit
-    if low == -high:
-        beyond = found.largest * stage.inverse > decision.actions.high
-    else:
-        beyond = found.outside > 0
+    beyond = found.largest * stage.inverse > decision.actions.high if low == -high else found.outside > 0
     if not beyond.any():
         return INSIDE
     excess, gap = 0.0, 0.0

@@ -12,6 +12,7 @@ import numpy as np
 
 from gradclip_core import validate
 from gradclip_core.arrays.dock import unload
+from gradclip_core.axes import Axis
 from gradclip_core.info import ClipInfo
 from gradclip_core.norms import scope_norms
 from gradclip_core.passes import choose, measure, readable
@@ -20,7 +21,7 @@ from gradclip_core.planned import Plan
 from gradclip_core.precision.environment import ieee_arithmetic
 from gradclip_core.rules import ArrayNorm, GlobalNorm, GroupNorm, Rule, Value, checked_rule
 from gradclip_core.stages import refuse_complex
-from gradclip_core.unitwise import Axis, UnitNorm
+from gradclip_core.unitwise import UnitNorm
 from gradclip_core.validate import Common, How
 
 Groups = Mapping[Any, Sequence[str]] | Callable[[str], Any]

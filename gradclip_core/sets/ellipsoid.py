@@ -64,7 +64,7 @@ class _Weighted(Set):
         # A subnormal's rounding counts as often as the root of the sum of the weights.
         feels = math.ceil(math.sqrt(view.size * weights.top) * unit) + 1
         aim = shaved(view, self.radius, feels) * (1 - rounding(view))
-        if aim <= LOST * int(math.ceil(view.largest)) or float(aim) / unit == 0:
+        if aim <= LOST * math.ceil(view.largest) or float(aim) / unit == 0:
             return view.form("scale", 0.0, companions=companions, e=unit)
         return self._moved(view, weights, norm, float(aim) / unit)
 
@@ -101,7 +101,7 @@ class _Weighted(Set):
         if top / _SPAN > least:
             seen = f"they go from {least:g} to {top:g}, further than 2^200, where float64 loses the small ones"
             raise InvalidArgumentError(asked, seen, "Bound the weights from below, relative to the largest")
-        if not top or (_LEAST <= least and top <= _MOST):
+        if not top or (least >= _LEAST and top <= _MOST):
             return _Weights(companions, 1.0, least, top)
         half = math.frexp(top)[1] // 2 - 50
         scaled = [owned(np.ldexp(widened(buffer), -2 * half)) for buffer in companions]

@@ -24,13 +24,14 @@ _STEPS = 200
 class LpBall(Set):
     """``{y : (Σ |y_i|^p)^(1/p) <= radius}`` for p > 1. Between 1 and 2 small elements shrink most, above 2 large ones.
 
-    ``y_i = ±z_i`` where ``z_i + λ·p·z_i^(p-1) = |g_i|``, with the λ > 0 for which ``Σ z_i^p = radius^p``. (Won, Lange, Xu
-    2023, "A unified analysis of convex and non-convex lp-ball projection problems",
-    https://doi.org/10.1007/s11590-022-01919-0.)
+    ``y_i = ±z_i`` where ``z_i + λ·p·z_i^(p-1) = |g_i|``, with the λ > 0 for which
+    ``Σ z_i^p = radius^p``. (Won, Lange, Xu 2023, "A unified analysis of convex and non-convex
+    lp-ball projection problems", https://doi.org/10.1007/s11590-022-01919-0.)
 
-    ``p=2`` and ``p=inf`` are ``L2Ball`` and ``LinfBall``, to the bit. Otherwise approximate: the p-norm and λ are known to
-    1e-12, relatively, since ``pow`` differs from one C library to another; the result is aimed that much inside, so that it
-    is within the radius as ``global_norm`` measures it, and projecting twice changes nothing in float32 and float64.
+    ``p=2`` and ``p=inf`` are ``L2Ball`` and ``LinfBall``, to the bit. Otherwise approximate: the
+    p-norm and λ are known to 1e-12, relatively, since ``pow`` differs from one C library to
+    another; the result is aimed that much inside, so that it is within the radius as
+    ``global_norm`` measures it, and projecting twice changes nothing in float32 and float64.
     """
 
     radius: float

@@ -275,7 +275,7 @@ def _allowed(dtype: DType) -> float:
 
 def _singular_values(stack: FloatArray, path: str) -> FloatArray:
     try:
-        found: FloatArray = np.linalg.svd(stack, compute_uv=False)
+        found: FloatArray = np.linalg.svd(stack, compute_uv=False)  # type: ignore[assignment]  # float64 as the stack
     except np.linalg.LinAlgError as error:
         raise _no_svd(path, error) from error
     return found

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 
 import numpy as np
 
 from gradclip_core.device import DeviceBackend
-from gradclip_core.forms import passes_of
 from gradclip_core.protocol import (
     DTYPES,
     FLOAT64,
@@ -33,7 +31,7 @@ from gradclip_core.reference import BACKEND as REFERENCE
 from gradclip_core.testing import cases, decisions
 from gradclip_core.testing.device_checks import DeviceChecks
 from gradclip_core.testing.memory import HostMemory, Memory, Stored
-from gradclip_core.testing.projection_checks import ProjectionChecks, ProjectionError, mixed
+from gradclip_core.testing.projection_checks import ProjectionError, projection_cases
 
 POWER_TOLERANCE = 1e-12
 """Relative, for powers other than 1 and 2, where libm's ``pow`` differs by platform."""
@@ -89,7 +87,9 @@ def checks(
                 yield Check(f"device-{case}", partial(suite.on_device, run))
         yield Check("decide-table/mixed", partial(suite.decision, decisions.mixed()))
     if hasattr(backend, "projections"):
-        yield from suite.projection_checks([DTYPES[name] for name in dtypes])
+        host = suite.memory if suite.memory.device == "cpu" else suite.host
+        for case, run in projection_cases(backend, host, [DTYPES[name] for name in dtypes], thorough=thorough):
+            yield Check(case, partial(suite.on_passes, run))
 
 
 class _Suite:
@@ -131,30 +131,8 @@ class _Suite:
         except decisions.DecisionError as error:
             raise ConformanceError(str(error)) from None
 
-    # ---- projections ---------------------------------------------------------------------------
-
-    def projection_checks(self, dtypes: Sequence[DType]) -> Iterator[Check]:
-        """Its passes for projections, in host memory."""
-        yield Check("form/passes/there", self._has_passes)
-        try:
-            passes = passes_of(self.backend)
-        except Exception:  # the check above says why
-            return
-        memory = self.memory if self.memory.device == "cpu" else self.host
-        named = [ProjectionChecks(passes, memory, dtype, self.thorough).named() for dtype in dtypes]
-        for case, run in chain(*named, mixed(passes, memory, dtypes)):
-            yield Check(case, partial(self._on_passes, run))
-
-    def _has_passes(self) -> None:
-        where = self.backend.projections  # type: ignore[attr-defined]  # the caller has looked
-        try:
-            passes = passes_of(self.backend)
-        except Exception as error:  # a broken address fails in any way it likes
-            raise ConformanceError(f"its projections={where!r} cannot be imported: {error}") from None
-        if missing := [name for name in ("map", "tally", "gather") if not callable(getattr(passes, name, None))]:
-            raise ConformanceError(f"its projections={where!r} have no {', '.join(missing)}")
-
-    def _on_passes(self, run: Callable[[], None]) -> None:
+    def on_passes(self, run: Callable[[], None]) -> None:
+        """A question to the passes of projections, in host memory."""
         try:
             run()
         except ProjectionError as error:

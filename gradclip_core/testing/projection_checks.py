@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from gradclip_core.forms import EXTREMES, FORMS, MOMENTS, Form, Passes, Reading, keys
-from gradclip_core.protocol import FLOAT64, Buffer, DType, FloatArray
+from gradclip_core.forms import EXTREMES, FORMS, MOMENTS, Form, Passes, Reading, keys, passes_of
+from gradclip_core.protocol import FLOAT64, Backend, Buffer, DType, FloatArray
 from gradclip_core.reference import widen
 from gradclip_core.reference_forms import PASSES as REFERENCE
 from gradclip_core.reference_forms import load
@@ -93,7 +93,7 @@ class ProjectionChecks:
         yield "sanitize", Reading(0.75, sanitize=True)
 
     def _array(self, reading: Reading, length: int, rows: int = 1) -> tuple[Stored, DType]:
-        """Normal numbers as the reading's units are meant for, some of them zeros, or not finite where it mends them."""
+        """Normal numbers as the reading's units are meant for, some zeros, or not finite where it mends them."""
         rng = cases.generator(self.dtype, length)
         wide = rng.standard_normal((rows, length)) / reading.inverse
         wide[:, 3::97] = 0.0
@@ -126,7 +126,7 @@ class ProjectionChecks:
                 table = Table.of([(values[None], self.dtype)])
                 yield (
                     f"form/{self.dtype}/{kind}-{case}",
-                    partial(self.write, table, Reading(), lambda memory, form=form: form),
+                    partial(self.write, table, Reading(), partial(_fixed, form)),
                 )
         if self.thorough:
             table = Table.of([self._array(Reading(), cases.DEEP[1])])
@@ -278,11 +278,38 @@ def mixed(passes: Passes, memory: Memory, dtypes: Sequence[DType]) -> Iterator[C
     yield "moment/mixed/nothing", partial(checks.moments, Table.of([]), Reading(), "same", every)
 
 
+def projection_cases(backend: Backend, memory: Memory, dtypes: Sequence[DType], *, thorough: bool) -> Iterator[Case]:
+    """All questions to the passes of a backend that says that it has them."""
+    yield "form/passes/there", partial(_has_passes, backend)
+    try:
+        passes = passes_of(backend)
+    except Exception:  # the case above says why
+        return
+    for dtype in dtypes:
+        yield from ProjectionChecks(passes, memory, dtype, thorough).named()
+    yield from mixed(passes, memory, dtypes)
+
+
+def _has_passes(backend: Backend) -> None:
+    where = backend.projections  # type: ignore[attr-defined]  # the caller has looked
+    try:
+        passes = passes_of(backend)
+    except Exception as error:  # a broken address fails in any way it likes
+        raise ProjectionError(f"its projections={where!r} cannot be imported: {error}") from None
+    if missing := [name for name in ("map", "tally", "gather") if not callable(getattr(passes, name, None))]:
+        raise ProjectionError(f"its projections={where!r} have no {', '.join(missing)}")
+
+
 def _ordered(arrays: Sequence[tuple[Stored, DType]], reading: Reading, signed: bool) -> Any:
     """The keys of all elements, rising."""
     with np.errstate(all="ignore"):
         every = np.concatenate([load(x.reshape(-1), dtype, reading) for x, dtype in arrays])
     return np.sort(keys(every if signed else np.abs(every)))
+
+
+def _fixed(form: Form, memory: Memory) -> Form:
+    """A form that needs no memory put."""
+    return form
 
 
 def _discard(_: object) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import gradclip_core as gc
+from gradclip_core import sets
 from tests.refusals import grads, refuses
 
 Call = Callable[..., Any]
@@ -27,6 +28,8 @@ CALLS: dict[str, Call] = {
     "clip_by_group_norm_": lambda g, x=1.0, **how: gc.clip_by_group_norm_(g, x, **{"groups": GROUPS, **how}),
     "clip_by_norm": lambda g, x=1.0, **how: gc.clip_by_norm(g, x, **how),
     "clip_by_norm_": lambda g, x=1.0, **how: gc.clip_by_norm_(g, x, **how),
+    "clip_by_projection": lambda g, x=1.0, **how: gc.clip_by_projection(g, sets.L1Ball(x), **how),
+    "clip_by_projection_": lambda g, x=1.0, **how: gc.clip_by_projection_(g, sets.L1Ball(x), **how),
     "clip_by_value": lambda g, x=1.0, **how: gc.clip_by_value(g, x, **how),
     "clip_by_value_": lambda g, x=1.0, **how: gc.clip_by_value_(g, x, **how),
     "adaptive_clip": lambda g, x=0.01, **how: gc.adaptive_clip(g, grads(), x, **{"axis": None, **how}),

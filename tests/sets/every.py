@@ -36,7 +36,7 @@ class Example:
     """Whether ``make`` with ``c·size`` is the set with every length c times as long."""
     idempotent: bool = True
     """Whether projecting twice equals projecting once bit for bit, for float32 and float64."""
-    gap: float = 16.0
+    gap: float = 32.0
     """How many roundoffs the certificate's optimality may be, besides ``tolerance``."""
 
     def certified(self, dtype: str) -> float:

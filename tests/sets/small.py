@@ -77,7 +77,7 @@ def drawn(seed: int, dtypes: Sequence[str] = ("float64",)) -> list[Array]:
         x = rng.standard_normal(tuple(rng.integers(0, 5, rng.integers(0, 3)))) * 10.0 ** rng.integers(-2, 3)
         kind = rng.random()
         x = np.round(x, 1) if kind < 0.3 else np.zeros_like(x) if kind > 0.9 else x
-        arrays.append(np.asarray(x, dtypes[rng.integers(len(dtypes))]))
+        arrays.append(np.asarray(x, dtypes[int(rng.integers(len(dtypes)))]))
     return arrays if any(np.any(x) for x in arrays) else [np.array([3.0, -1.0, 0.5]), np.array([2.0])]
 
 

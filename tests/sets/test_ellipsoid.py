@@ -41,7 +41,8 @@ def expected(v: Array, w: Array, radius: float) -> Array:
         middle = (low + high) / 2
         outside = np.linalg.norm(np.sqrt(w) * v / (1 + 2**middle * w)) > radius
         low, high = (middle, high) if outside else (low, middle)
-    return v / (1 + 2**high * w)
+    point: Array = v / (1 + 2**high * w)
+    return point
 
 
 @pytest.mark.parametrize("span", [0, 3, 20])
@@ -130,7 +131,11 @@ def test_every_dtype_and_scope(dtype: str, scope: str) -> None:
     weights = [np.abs(normal(300, seed=2, dtype=np.float32)) + 0.1, np.abs(normal(7, 9, seed=3)) + 0.1]
     made, info = both(grads, sets.Ellipsoid(weights, 2.0), scope, loss_scale=4.0)
     roundoff = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}[dtype]
-    parts = [(weights, made, grads)] if scope == "global" else [([w], [y], [g]) for w, y, g in zip(weights, made, grads, strict=True)]
+    parts = (
+        [(weights, made, grads)]
+        if scope == "global"
+        else [([w], [y], [g]) for w, y, g in zip(weights, made, grads, strict=True)]
+    )
     for w, y, g in parts:
         point = expected(flat(g) / 4, flat(w), 2.0)
         assert np.abs(flat(y) - point).max() <= 2 * roundoff * np.abs(point).max() + 2.0**-40

@@ -17,6 +17,11 @@ from gradclip_core.sets import dykstra
 Array = npt.NDArray[Any]
 
 
+def wrong(value: Any) -> Any:
+    """Past the type checker."""
+    return value
+
+
 def proof(info: gc.ClipInfo) -> sets.Certificate:
     """The certificate, which every projection has."""
     assert info.certificate is not None
@@ -170,8 +175,8 @@ def test_neither_tiny_nor_huge_gradients_lose_anything(size: float) -> None:
         lambda c: sets.Intersection(sets.L1Ball(2.0 * c), sets.L2Ball(c)),
         lambda c: sets.Intersection(sets.Box(-0.3 * c, c), sets.L2Ball(c)),
     ):
-        y, _ = gc.clip_by_projection(g * size, kind(size))
-        assert np.allclose(y / size, gc.clip_by_projection(g, kind(1.0))[0], rtol=0, atol=1e-9)
+        y, _ = gc.clip_by_projection(g * size, kind(size))  # type: ignore[no-untyped-call]  # lambdas
+        assert np.allclose(y / size, gc.clip_by_projection(g, kind(1.0))[0], rtol=0, atol=1e-9)  # type: ignore[no-untyped-call]  # lambdas
 
 
 def test_inside_nothing_is_written() -> None:
@@ -268,13 +273,13 @@ def test_what_one_of_the_sets_refuses_is_refused() -> None:
     ("make", "says"),
     [
         (lambda: sets.Intersection(), "it has no sets"),
-        (lambda: sets.Intersection(sets.L2Ball), "it is a class"),
-        (lambda: sets.Intersection([sets.L2Ball(1.0)]), "a list is no set"),
+        (lambda: sets.Intersection(wrong(sets.L2Ball)), "it is a class"),
+        (lambda: sets.Intersection(wrong([sets.L2Ball(1.0)])), "a list is no set"),
         (lambda: sets.Intersection(sets.L2Ball(1.0), tolerance=0.0), "finite number > 0"),
         (lambda: sets.Intersection(sets.L2Ball(1.0), tolerance=float("nan")), "finite number > 0"),
         (lambda: sets.Intersection(sets.L2Ball(1.0), tolerance=1.0), "not below 1"),
         (lambda: sets.Intersection(sets.L2Ball(1.0), max_iterations=0), "below 1"),
-        (lambda: sets.Intersection(sets.L2Ball(1.0), max_iterations=2.5), "no whole number"),
+        (lambda: sets.Intersection(sets.L2Ball(1.0), max_iterations=wrong(2.5)), "no whole number"),
         (lambda: sets.Intersection(sets.L2Ball(1.0), max_iterations=True), "no whole number"),
     ],
 )

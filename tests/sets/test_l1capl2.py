@@ -38,7 +38,8 @@ def gauge(onto: sets.L1capL2) -> Gauge:
 
 
 def soft(v: Array, tau: Any) -> Array:
-    return np.sign(v) * np.maximum(np.abs(v) - tau, 0)
+    found: Array = np.sign(v) * np.maximum(np.abs(v) - tau, 0)
+    return found
 
 
 def halves(outside: Any, high: Any) -> Any:
@@ -53,7 +54,7 @@ def halves(outside: Any, high: Any) -> Any:
 
 
 def expected(v: Array, radius1: float, radius2: float) -> Array:
-    """For each multiplier of the L2 bound the point that meets it, and the least τ for which that meets the L1 bound."""
+    """For each multiplier of the L2 bound the point that meets it, and the least τ for which it meets the L1 bound."""
 
     def point(tau: Any) -> Array:
         y = soft(v, tau)
@@ -287,7 +288,7 @@ def test_a_loss_scale_changes_no_bit() -> None:
 
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf, "1", None, True])
 def test_bad_radii(value: Any) -> None:
-    with pytest.raises(gc.InvalidArgumentError, match="L1capL2, radius1=.*Pass a finite number > 0"):
+    with pytest.raises(gc.InvalidArgumentError, match=r"L1capL2, radius1=.*Pass a finite number > 0"):
         sets.L1capL2(value, 1.0)
-    with pytest.raises(gc.InvalidArgumentError, match="L1capL2, radius2=.*Pass a finite number > 0"):
+    with pytest.raises(gc.InvalidArgumentError, match=r"L1capL2, radius2=.*Pass a finite number > 0"):
         sets.L1capL2(1.0, value)

@@ -43,7 +43,8 @@ def expected(v: Array, p: float, radius: float) -> Array:
         middle = (low + high) / 2
         outside = norm_of(shrunk(np.abs(v) / top, np.exp2(middle), p), p) > radius / top
         low, high = (middle, high) if outside else (low, middle)
-    return np.sign(v) * shrunk(np.abs(v) / top, np.exp2(high), p) * top
+    point: Array = np.sign(v) * shrunk(np.abs(v) / top, np.exp2(high), p) * top
+    return point
 
 
 def check(grads: Sequence[Array], p: float, radius: float) -> list[Array]:
@@ -154,7 +155,14 @@ def test_a_power_beyond_float64_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("p", "seen"),
-    [(1, "L1Ball"), (0.5, "not convex"), (-1, "not convex"), (math.nan, "NaN"), ("2", "no number"), (None, "no number")],
+    [
+        (1, "L1Ball"),
+        (0.5, "not convex"),
+        (-1, "not convex"),
+        (math.nan, "NaN"),
+        ("2", "no number"),
+        (None, "no number"),
+    ],
 )
 def test_powers_that_give_no_ball_are_refused(p: Any, seen: str) -> None:
     with pytest.raises(gc.InvalidArgumentError, match=seen):

@@ -48,7 +48,8 @@ def on_l1(s: Array, radius: float) -> Array:
     """The projection of falling non-negative numbers on ``Σ <= radius``, in longdouble."""
     sums = np.cumsum(s.astype(np.longdouble)) - radius
     count = np.nonzero(s * np.arange(1, s.size + 1) > sums)[0][-1] + 1
-    return np.maximum(s - max(sums[count - 1] / count, np.longdouble(0)), 0)
+    found: Array = np.maximum(s - max(sums[count - 1] / count, np.longdouble(0)), 0)
+    return found
 
 
 def norm_of(onto: Any, matrix: Array) -> float:

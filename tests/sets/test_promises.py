@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import mmap
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -106,9 +107,11 @@ def test_feasible_and_certified(name: str, dtype: str) -> None:
             assert example.excess(onto, made) <= slack(example, dtype) + 2.0**-48
             assert info.certificate is not None
             assert 0 <= info.certificate.feasibility <= slack(example, dtype) + 2.0**-46
-            assert 0 <= info.certificate.optimality <= example.certified(dtype)
+            # The rounding of y counts beside what was moved, which may be little.
+            moved = norm(flat(grads) - flat(made))
+            share = max(1.0, norm(flat(made)) / moved) if moved else 1.0
+            assert 0 <= info.certificate.optimality <= example.certified(dtype) * share
             if info.certificate.moved is not None:
-                moved = norm(flat(grads) - flat(made))
                 assert math.isclose(info.certificate.moved, moved, rel_tol=1e-6, abs_tol=slack(example, dtype) * 10)
             clipped += info.clipped
     assert clipped, "nothing was projected"
@@ -176,7 +179,7 @@ def test_a_point_inside_is_left_alone_and_not_written(name: str, dtype: str) -> 
     assert inside or not example.idempotent or dtype not in WIDE
 
 
-def written(point: Arrays, number: int, onto: sets.Set) -> bool | None:
+def written(point: Arrays, number: int, onto: sets.Set, loss_scale: float = 1.0) -> bool | None:
     """Whether projecting in place writes to one of the arrays, which has a page of its own."""
     path, x = list(point.items())[number]
     page = mmap.mmap(-1, mmap.PAGESIZE * (1 + x.nbytes // mmap.PAGESIZE))
@@ -186,16 +189,16 @@ def written(point: Arrays, number: int, onto: sets.Set) -> bool | None:
 
     def call() -> None:
         for scope in ("global", "array") if len(point) == 1 else ("global",):
-            gc.clip_by_projection_(grads, onto, scope, backend="numpy")
+            gc.clip_by_projection_(grads, onto, scope, loss_scale=loss_scale, backend="numpy")
 
     return dies_when_protected(alone.ctypes.data, len(page), call)
 
 
 def test_the_protection_would_notice() -> None:
     point = draw(EVERY["l1"], "float64", 3)
-    assert written(point, 0, sets.L1Ball(1e-3)) in (True, None)
-    if hasattr(__import__("os"), "fork"):
-        assert written(point, 0, sets.L1Ball(1e-3)) is True
+    # The call is made once unprotected: what it leaves is outside again, by the loss scale.
+    expected = True if hasattr(os, "fork") else None
+    assert written(point, 0, sets.L1Ball(1e-3), loss_scale=0.5) is expected
 
 
 @every_set
@@ -252,9 +255,7 @@ def test_permutations(name: str, dtype: str) -> None:
     for grads, onto in drawn(name, dtype):
         orders = {path: np.random.default_rng(g.size).permutation(g.size) for path, g in grads.items()}
         shuffled = {path: g.ravel()[orders[path]].reshape(g.shape) for path, g in grads.items()}
-        expected = {
-            path: y.ravel()[orders[path]].reshape(y.shape) for path, y in project(grads, onto).items()
-        }
+        expected = {path: y.ravel()[orders[path]].reshape(y.shape) for path, y in project(grads, onto).items()}
         assert close(project(shuffled, onto), expected, example, dtype, norm(flat(grads)))
 
 
@@ -314,9 +315,9 @@ def test_moreau_for_cones() -> None:
     for seed in range(10):
         grads, normal = (draw(EVERY["l1"], "float64", s) for s in (seed, seed + 100))
         g, a = flat(grads), flat(normal)
-        share = (a @ g) / (a @ a)
+        share = float((a @ g) / (a @ a))
         assert np.allclose(
-            flat(project(grads, sets.HalfSpace(normal, 0.0))) + max(0.0, share) * a, g, rtol=1e-12, atol=1e-12
+            flat(project(grads, sets.HalfSpace(normal, 0.0))) + max(0.0, float(share)) * a, g, rtol=1e-12, atol=1e-12
         )
         assert np.allclose(flat(project(grads, sets.Hyperplane(normal, 0.0))) + share * a, g, rtol=1e-12, atol=1e-12)
 

@@ -42,14 +42,17 @@ class Table:
 
     @property
     def blocks(self) -> int:
+        """Blocks of all segments."""
         return int(self.first[-1])
 
     @property
     def bytes(self) -> int:
+        """Bytes of all segments."""
         return int(self.lengths.sum()) * self.dtype.itemsize
 
 
 def tables(buffers: Sequence[Buffer]) -> list[Table]:
+    """The buffers' segments, a table for each dtype."""
     rows = [buffer.rows for buffer in buffers]
     pointers = np.array([buffer.pointer for buffer in buffers], np.uint64)
     lengths = np.array([buffer.length for buffer in buffers], np.int64)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gradclip_backends.numba_cpu.elements import narrow, narrow_once, view, widen
+from gradclip_backends.numba_cpu.elements import narrow_once, view, widen
 from gradclip_backends.numba_cpu.jit import jit
 from gradclip_backends.numba_cpu.kernels import BLOCK, LANES, find_segment, fold, tree
 from gradclip_core.forms import EXTREMES, FORMS, MOMENTS
@@ -48,7 +48,7 @@ def load_block(x: Any, n: Any, inverse: Any, exponent: Any, sanitize: Any, top: 
 
 @jit
 def round_block(y: Any, n: Any, exponent: Any, tag: Any) -> Any:
-    """y as the storage type will hold it."""
+    """Round y to what the storage type will hold."""
     if exponent != 0:
         for i in range(n):
             y[i] = math.ldexp(np.float64(widen(narrow_once(math.ldexp(y[i], exponent), tag))), -exponent)
@@ -59,7 +59,7 @@ def round_block(y: Any, n: Any, exponent: Any, tag: Any) -> Any:
 
 @jit
 def store_block(y: Any, n: Any, exponent: Any, target: Any, tag: Any) -> Any:
-    """y, which is rounded already, into memory."""
+    """Write y, which is rounded already, to memory."""
     if exponent != 0:
         for i in range(n):
             target[i] = narrow_once(math.ldexp(y[i], exponent), tag)

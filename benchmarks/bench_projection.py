@@ -1,0 +1,139 @@
+"""Projections on the CPU: L1 ball and simplex against optax, jaxopt, pyproximal and a NumPy sort; SpectralBall's methods.
+
+Every call returns a new array, as the peers do. ``GRADCLIP_BENCH_LARGE=1`` adds 10^8 elements. None of the peers
+has an L1,inf ball (pyproximal 0.13, optax 0.2.8, jaxopt 0.8.5): ours is timed beside the sort of all that a peer would need.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+import gradclip_core as gc
+from benchmarks.harness import ReadLimit, append, interleaved
+from gradclip_core import sets
+
+SIZES = (10**3, 10**4, 10**5, 10**6, 10**7)
+PEERS = ("jax", "optax", "jaxopt", "pyproximal")
+SPECTRAL = ((64, 64), (256, 256), (1024, 256), (512, 512))
+Call = Callable[[], object]
+
+
+def run(threads: int = 2) -> None:
+    """Time, print, and append to ``results/projection.csv``."""
+    peers = {name: module for name in PEERS if (module := _peer(name)) is not None}
+    sizes = (*SIZES, 10**8) if os.environ.get("GRADCLIP_BENCH_LARGE") == "1" else SIZES
+    versions = " ".join(f"{name} {version(name)}" for name in peers)
+    rng, rows = np.random.default_rng(0), []
+    for n in sizes:
+        x = rng.standard_normal(n).astype(np.float32)
+        repeats = 21 if n < 10**7 else 11 if n == 10**7 else 5
+        for name, radius, calls in (
+            ("L1Ball", n / 1000, l1_calls(x, n / 1000, peers)),
+            ("Simplex", 1.0, simplex_calls(x, 1.0, peers)),
+        ):
+            limit = {"read limit": ReadLimit(x.nbytes, threads), "copy": lambda x=x: x.copy()}
+            seconds = interleaved({**limit, **calls}, repeats)
+            rows += _rows(f"{name}({radius:g})", f"{n} float32", seconds, versions)
+    for shape in SPECTRAL:
+        x = rng.standard_normal(shape).astype(np.float32)
+        radius = float(np.linalg.norm(x, 2)) / 2
+        calls = {f"ours, {method}": _ours(x, sets.SpectralBall(radius, method)) for method in ("svd", "newton_schulz")}
+        rows += _rows("SpectralBall(half)", f"{shape[0]}x{shape[1]} float32", interleaved(calls, 7), versions)
+    print(f"appended to {append('projection', rows)}")
+
+
+def _peer(name: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # jaxopt says that it is no longer maintained
+            return importlib.import_module("optax.projections" if name == "optax" else name)
+    except ImportError as error:
+        print(f"without {name}: {error}")
+        return None
+
+
+def _ours(x: Any, onto: sets.Set, **more: Any) -> Call:
+    return lambda: gc.clip_by_projection(x, onto, **more)
+
+
+def duchi(x: Any, total: float) -> Any:
+    """The simplex, Duchi 2008 figure 1, in NumPy: float32 sorted, sums in float64."""
+    falling = np.sort(x)[::-1]
+    sums = np.cumsum(falling, dtype=np.float64)
+    above = np.flatnonzero(falling * np.arange(1, x.size + 1) > sums - total)[-1]
+    return np.maximum(x - np.float32((sums[above] - total) / (above + 1)), np.float32(0))
+
+
+def duchi_l1(x: Any, radius: float) -> Any:
+    """The L1 ball by ``duchi``."""
+    magnitude = np.abs(x)
+    if magnitude.sum(dtype=np.float64) <= radius:
+        return x
+    return np.copysign(duchi(magnitude, radius), x)
+
+
+def _on_jax(peers: dict[str, Any], x: Any, call: Callable[[Any], Any]) -> Call:
+    jitted, there = peers["jax"].jit(call), peers["jax"].numpy.asarray(x)
+    return lambda: jitted(there).block_until_ready()
+
+
+def l1_calls(x: Any, radius: float, peers: dict[str, Any]) -> dict[str, Call]:
+    """What is timed for the L1 ball, in turn."""
+    calls: dict[str, Call] = {"ours": _ours(x, sets.L1Ball(radius))}
+    if x.size <= 10**6:
+        calls["ours, NumPy alone"] = _ours(x, sets.L1Ball(radius), backend="numpy")
+    calls["NumPy sort"] = lambda: duchi_l1(x, radius)
+    if "optax" in peers:
+        calls["optax, jit"] = _on_jax(peers, x, lambda v: peers["optax"].projection_l1_ball(v, radius))
+    if "jaxopt" in peers:
+        calls["jaxopt, jit"] = _on_jax(peers, x, lambda v: peers["jaxopt"].projection.projection_l1_ball(v, radius))
+    if "pyproximal" in peers:
+        calls["pyproximal"] = lambda onto=peers["pyproximal"].projection.L1BallProj(x.size, radius): onto(x)
+    return calls
+
+
+def simplex_calls(x: Any, total: float, peers: dict[str, Any]) -> dict[str, Call]:
+    """What is timed for the simplex, in turn."""
+    calls: dict[str, Call] = {"ours": _ours(x, sets.Simplex(total))}
+    if x.size <= 10**6:
+        calls["ours, NumPy alone"] = _ours(x, sets.Simplex(total), backend="numpy")
+    calls["NumPy sort"] = lambda: duchi(x, total)
+    if "optax" in peers:
+        calls["optax, jit"] = _on_jax(peers, x, lambda v: peers["optax"].projection_simplex(v, total))
+    if "jaxopt" in peers:
+        calls["jaxopt, jit"] = _on_jax(peers, x, lambda v: peers["jaxopt"].projection.projection_simplex(v, total))
+    if "pyproximal" in peers:
+        calls["pyproximal"] = lambda onto=peers["pyproximal"].projection.SimplexProj(x.size, total): onto(x)
+    return calls
+
+
+def _rows(onto: str, data: str, seconds: dict[str, Any], versions: str) -> list[dict[str, Any]]:
+    first = next(name for name in seconds if name.startswith("ours"))
+    rows = []
+    for what, times in seconds.items():
+        low, middle, high = (1e3 * q for q in np.quantile(times, [0.25, 0.5, 0.75]))
+        ratios = np.quantile(times / seconds[first], [0.25, 0.5, 0.75])
+        rows.append(
+            {
+                "peers": versions,
+                "set": onto,
+                "data": data,
+                "what": what,
+                "ms_q25": f"{low:.4g}",
+                "ms_median": f"{middle:.4g}",
+                "ms_q75": f"{high:.4g}",
+                "times_ours_q25": f"{ratios[0]:.3g}",
+                "times_ours_median": f"{ratios[1]:.3g}",
+                "times_ours_q75": f"{ratios[2]:.3g}",
+            }
+        )
+        shown = "{set:18} {data:17} {what:19} {ms_median:>8} ms {times_ours_median:>6} x {times_ours_q25}..{times_ours_q75}"
+        print(shown.format(**rows[-1]))
+    return rows
