@@ -258,6 +258,11 @@ PICTURES: dict[str, Callable[[], Sequence[Panel]]] = {
             beside={"L1Ball(1.25)": sets.L1Ball(1.25), "L2Ball(1)": sets.L2Ball(1.0)},
         )
     ],
+    "LpBall": lambda: [Panel(f"LpBall(1, p={p:g})", sets.LpBall(1.0, p)) for p in (1.5, 4.0)],
+    "Ellipsoid": lambda: [Panel("Ellipsoid(weights=[0.5, 3], 1)", sets.Ellipsoid(np.array([0.5, 3.0]), 1.0))],
+    "RadialEllipsoid": lambda: [
+        Panel("RadialEllipsoid(weights=[0.5, 3], 1)", sets.RadialEllipsoid(np.array([0.5, 3.0]), 1.0))
+    ],
     "SpectralBall": lambda: of_matrices("SpectralBall", sets.SpectralBall(1.0)),
     "NuclearBall": lambda: of_matrices("NuclearBall", sets.NuclearBall(1.0)),
     "HalfSpace": lambda: [Panel("HalfSpace(a=[1, 2], b=0.75)", sets.HalfSpace(np.array([1.0, 2.0]), 0.75))],
@@ -278,7 +283,7 @@ def draw(name: str, folder: Path) -> Path:
     panels = PICTURES[name]()
     labels: dict[str, str] = {}
     width, height = _SLOT * len(panels), _SIDE + 1.25
-    figure = Figure(figsize=(width, height), dpi=100)
+    figure = Figure(figsize=(width, height), dpi=100 if len(panels) == 1 else 75)
     FigureCanvasAgg(figure)
     for i, panel in enumerate(panels):
         place = ((_SLOT * i + 0.5) / width, 0.95 / height, _SIDE / width, _SIDE / height)

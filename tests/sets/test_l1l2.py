@@ -263,9 +263,7 @@ def test_bad_radii(onto: Any, value: Any) -> None:
 @pytest.mark.parametrize("onto", [sets.L1L2Ball, sets.L1InfBall])
 def test_bad_axes(onto: Any) -> None:
     for axis in ("rows", 1.5, True, [0], ("a",)):
-        with pytest.raises(
-            gc.InvalidArgumentError, match=r"axis=.*neither axes.*Pass the axes to reduce over"
-        ):
+        with pytest.raises(gc.InvalidArgumentError, match=r"axis=.*neither axes.*Pass the axes to reduce over"):
             onto(1.0, axis)
     grads = [np.full((2, 3), 30.0)]
     more: list[Any] = [2, (0, 0), lambda path, shape: "rows", lambda path, shape: -3]
