@@ -1,7 +1,8 @@
-"""Projections on the CPU: L1 ball and simplex against optax, jaxopt, pyproximal and a NumPy sort; SpectralBall's methods.
+"""Projections on the CPU: L1 ball and simplex against optax, jaxopt, pyproximal and a NumPy sort.
 
-Every call returns a new array, as the peers do. ``GRADCLIP_BENCH_LARGE=1`` adds 10^8 elements. None of the peers
-has an L1,inf ball (pyproximal 0.13, optax 0.2.8, jaxopt 0.8.5): ours is timed beside the sort of all that a peer would need.
+Every call returns a new array, as the peers do. ``GRADCLIP_BENCH_LARGE=1`` adds 10^8 elements. None
+of the peers has an L1,inf ball (pyproximal 0.13, optax 0.2.8, jaxopt 0.8.5): ours is timed beside
+the sort of all rows that a peer would need. ``search`` counts and times the ways to the threshold.
 """
 
 from __future__ import annotations
@@ -10,14 +11,20 @@ import importlib
 import os
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+from gradclip_backends.numba_cpu.passes import PASSES
 
 import gradclip_core as gc
 from benchmarks.harness import ReadLimit, append, interleaved
 from gradclip_core import sets
+from gradclip_core.forms import Form, Reading
+from gradclip_core.protocol import FLOAT64, Buffer
+from gradclip_core.sets.threshold import find_threshold
 
 SIZES = (10**3, 10**4, 10**5, 10**6, 10**7)
 PEERS = ("jax", "optax", "jaxopt", "pyproximal")
@@ -33,26 +40,88 @@ def run(threads: int = 2) -> None:
     rng, rows = np.random.default_rng(0), []
     for n in sizes:
         x = rng.standard_normal(n).astype(np.float32)
-        repeats = 21 if n < 10**7 else 11 if n == 10**7 else 5
+        repeats = 21 if n < 10**7 else 7 if n == 10**7 else 3
         for name, radius, calls in (
             ("L1Ball", n / 1000, l1_calls(x, n / 1000, peers)),
             ("Simplex", 1.0, simplex_calls(x, 1.0, peers)),
         ):
-            limit = {"read limit": ReadLimit(x.nbytes, threads), "copy": lambda x=x: x.copy()}
+            limit: dict[str, Call] = {"read limit": ReadLimit(x.nbytes, threads), "copy": x.copy}
             seconds = interleaved({**limit, **calls}, repeats)
             rows += _rows(f"{name}({radius:g})", f"{n} float32", seconds, versions)
+    rows += _l1inf(rng, versions)
     for shape in SPECTRAL:
         x = rng.standard_normal(shape).astype(np.float32)
         radius = float(np.linalg.norm(x, 2)) / 2
-        calls = {f"ours, {method}": _ours(x, sets.SpectralBall(radius, method)) for method in ("svd", "newton_schulz")}
-        rows += _rows("SpectralBall(half)", f"{shape[0]}x{shape[1]} float32", interleaved(calls, 7), versions)
+        ways: dict[str, Call] = {
+            f"ours, {method}": _ours(x, sets.SpectralBall(radius, method)) for method in ("svd", "newton_schulz")
+        }
+        rows += _rows("SpectralBall(half)", f"{shape[0]}x{shape[1]} float32", interleaved(ways, 7), versions)
     print(f"appended to {append('projection', rows)}")
+
+
+def _l1inf(rng: np.random.Generator, versions: str) -> list[dict[str, Any]]:
+    x = rng.standard_normal((2000, 1000)).astype(np.float32)
+    radius = float(np.abs(x).max(axis=1).sum()) / 10
+    calls: dict[str, Call] = {
+        "ours": _ours(x, sets.L1InfBall(radius, axis=1)),
+        "NumPy sort of rows": partial(np.sort, x, axis=1),
+    }
+    return _rows(f"L1InfBall({radius:.0f})", "2000x1000 float32", interleaved(calls, 11), versions)
+
+
+def search() -> None:
+    """The ways to a simplex's threshold: passes over the memory, and time, on kind and on unkind values."""
+    n = 10**7
+    kind = np.abs(np.random.default_rng(0).standard_normal(n))
+    for data, x, total in (("normal", kind, n / 1000), ("unkind", _unkind(n), 0.5)):
+        buffer = Buffer(x.ctypes.data, x.size, FLOAT64, owner=x)
+        ways: dict[str, Call] = {
+            "Michelot, passes of sums": partial(michelot, buffer, total),
+            "histograms, exact": partial(find_threshold, PASSES, [buffer], Reading(), Fraction(total), signed=True),
+            "sort and cumsum": partial(_sorted_threshold, x, total),
+        }
+        for name, times in interleaved(ways, 7).items():
+            passes = f"{michelot(buffer, total)[1]} passes" if name.startswith("Michelot") else ""
+            print(f"{data:10} {name:26} {1e3 * np.median(times):8.1f} ms {passes}")
+
+
+def _unkind(n: int) -> Any:
+    """Falling values of which each of Michelot's rounds drops but one, the last of them many times."""
+    values = [Fraction(1)]
+    for k in range(1, 100):
+        tau = (sum(values) - Fraction(1, 2)) / k
+        gap = tau - values[-1] if k > 1 else Fraction(-1, 4)
+        values.append(Fraction(float(values[-1] - k * max(gap, Fraction(0)) * Fraction(9, 8) - Fraction(3, 4))))
+    x = np.full(n, float(values[-1]))
+    x[: len(values)] = [float(value) for value in values]
+    return x
+
+
+def michelot(buffer: Buffer, total: float) -> tuple[float, int]:
+    """Michelot 1986: the threshold of what is above the last one, until nothing more falls out. And its passes."""
+    ((least,),) = PASSES.map([buffer], None, Reading(), Form.of("same", 1), ["low_y"], rounded=False)
+    tau, before, passes = 2 * least - 1 if least < 0 else -1.0, -1.0, 0
+    while True:
+        form = Form.of("shift", 1, tau)
+        ((above,), (count,)) = PASSES.map([buffer], None, Reading(), form, ["sum", "count"], rounded=False)
+        passes += 1
+        if count == before:
+            return float(tau), passes
+        tau, before = tau + (above - total) / count, count
+
+
+def _sorted_threshold(x: Any, total: float) -> float:
+    falling = np.sort(x)[::-1]
+    sums = np.cumsum(falling)
+    above = np.flatnonzero(falling * np.arange(1, x.size + 1) > sums - total)[-1]
+    return float((sums[above] - total) / (above + 1))
 
 
 def _peer(name: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # jaxopt says that it is no longer maintained
+            os.environ.setdefault("CUPY_PYLOPS", "0")  # pyproximal's pylops fails on a CuPy without a device
             return importlib.import_module("optax.projections" if name == "optax" else name)
     except ImportError as error:
         print(f"without {name}: {error}")
@@ -95,7 +164,7 @@ def l1_calls(x: Any, radius: float, peers: dict[str, Any]) -> dict[str, Call]:
     if "jaxopt" in peers:
         calls["jaxopt, jit"] = _on_jax(peers, x, lambda v: peers["jaxopt"].projection.projection_l1_ball(v, radius))
     if "pyproximal" in peers:
-        calls["pyproximal"] = lambda onto=peers["pyproximal"].projection.L1BallProj(x.size, radius): onto(x)
+        calls["pyproximal"] = partial(peers["pyproximal"].projection.L1BallProj(x.size, radius), x)
     return calls
 
 
@@ -110,7 +179,7 @@ def simplex_calls(x: Any, total: float, peers: dict[str, Any]) -> dict[str, Call
     if "jaxopt" in peers:
         calls["jaxopt, jit"] = _on_jax(peers, x, lambda v: peers["jaxopt"].projection.projection_simplex(v, total))
     if "pyproximal" in peers:
-        calls["pyproximal"] = lambda onto=peers["pyproximal"].projection.SimplexProj(x.size, total): onto(x)
+        calls["pyproximal"] = partial(peers["pyproximal"].projection.SimplexProj(x.size, total), x)
     return calls
 
 
@@ -134,6 +203,6 @@ def _rows(onto: str, data: str, seconds: dict[str, Any], versions: str) -> list[
                 "times_ours_q75": f"{ratios[2]:.3g}",
             }
         )
-        shown = "{set:18} {data:17} {what:19} {ms_median:>8} ms {times_ours_median:>6} x {times_ours_q25}..{times_ours_q75}"
-        print(shown.format(**rows[-1]))
+        shown = "{set:18} {data:17} {what:19} {ms_median:>8} ms {times_ours_median:>6} x"
+        print((shown + " {times_ours_q25}..{times_ours_q75}").format(**rows[-1]))
     return rows

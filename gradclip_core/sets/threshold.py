@@ -7,7 +7,8 @@ elements are above it: ``τ = (their sum - radius) / their number``.
 They are found as a radix sort finds a quantile. A histogram over the leading 16 bits of the
 elements, with the exact sum of each bin, says in which bin τ lies; the next histogram looks into
 that bin alone. At most four passes over the memory, two as a rule, whatever the values are; what
-is left at 32,768 elements or fewer is sorted. All sums are integers, so that no bit depends on the
+is left at 32,768 elements or fewer is sorted, and what a histogram leaves at a sixteenth or less is
+copied out first. All sums are integers, so that no bit depends on the
 order in which they were added. docs/decisions/0008 compares it with Michelot's and Condat's methods.
 """
 
@@ -20,11 +21,10 @@ from fractions import Fraction
 import numpy as np
 
 from gradclip_core.forms import Passes, Reading
-from gradclip_core.protocol import Buffer, FloatArray
+from gradclip_core.protocol import FLOAT64, Buffer, FloatArray
 from gradclip_core.sets.exact import Bins, as_pair, as_units, exact_sum
 
 SORTED = 1 << 15
-_ALL_KEYS = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +58,21 @@ def find_threshold(
         if bins.least[k] == bins.largest[k]:  # at the threshold itself: they are not above it
             return _solved(total, target, above, signed)
         prefix, used = (prefix << 16) | int(bins.places[k]), used + 16
-        remaining = bins.count(k + 1) - bins.count(k)
-    shift = 64 - used
-    low = prefix << shift
-    high = low | ((1 << shift) - 1) if used else _ALL_KEYS
+        size, remaining = remaining, bins.count(k + 1) - bins.count(k)
+        if SORTED < remaining <= size >> 4:  # the rest of the search is in a copy of the few
+            low, high = _keys(prefix, used)
+            kept = passes.gather(buffers, reading, signed=signed, low=low, high=high)
+            buffers, reading = [Buffer(kept.ctypes.data, kept.size, FLOAT64, owner=kept)], Reading()
+    low, high = _keys(prefix, used)
     rest = np.sort(passes.gather(buffers, reading, signed=signed, low=low, high=high))[::-1]
     inside = _how_many(rest, total, above, target)
     return _solved(total + exact_sum(rest[:inside]), target, above + inside, signed)
+
+
+def _keys(prefix: int, used: int) -> tuple[int, int]:
+    """The least and the largest key that begin with the ``used`` bits of ``prefix``."""
+    shift = 64 - used
+    return prefix << shift, (prefix << shift) | ((1 << shift) - 1)
 
 
 def _first_reaching(bins: Bins, total: int, above: int, target: int) -> int:

@@ -97,6 +97,6 @@ def test_the_scope_of_several_arrays_is_optax_s_tree() -> None:
         (sets.L2Ball(2.0), lambda g: optax.projection_l2_ball(g, 2.0)),
     ):
         made, _ = gc.clip_by_projection(grads, ours)
-        expected = theirs(grads)
+        expected = theirs(grads)  # type: ignore[no-untyped-call]  # lambdas
         np.testing.assert_allclose(made["a"], np.asarray(expected["a"]), rtol=CLOSE, atol=CLOSE)
         np.testing.assert_allclose(made["b"][0], np.asarray(expected["b"][0]), rtol=CLOSE, atol=CLOSE)

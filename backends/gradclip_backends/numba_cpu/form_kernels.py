@@ -1,7 +1,8 @@
 """The kernels of the projections' passes: a block is loaded as float64, made into y, and summed.
 
 It is done a tile at a time: ``u``, ``w``, ``y`` and the terms of a tile fit into a first-level cache
-of 32 KB, so that each moment is a short loop of its own over them that vectorises. The codes are the places in ``FORMS`` and ``MOMENTS``.
+of 32 KB, so that each moment is a short loop of its own over them that vectorises. The codes are
+the places in ``FORMS`` and ``MOMENTS``.
 """
 
 from __future__ import annotations
@@ -140,16 +141,16 @@ def terms_block(moment: Any, u: Any, y: Any, w: Any, n: Any, a: Any, b: Any, e: 
     elif moment == _D2:
         for i in range(n):
             t[i] = (u[i] - y[i]) * (u[i] - y[i])
-    elif moment == _ABS or moment == _MAX_Y:
+    elif moment in (_ABS, _MAX_Y):
         for i in range(n):
             t[i] = abs(y[i])
-    elif moment == _SUM or moment == _LOW_Y:
+    elif moment in (_SUM, _LOW_Y):
         for i in range(n):
             t[i] = y[i]
     elif moment == _COUNT:
         for i in range(n):
             t[i] = 1.0 if y[i] != 0.0 else 0.0
-    elif moment == _MAX_D or moment == _ABS_D:
+    elif moment in (_MAX_D, _ABS_D):
         for i in range(n):
             t[i] = abs(u[i] - y[i])
     elif moment == _TOP_D:

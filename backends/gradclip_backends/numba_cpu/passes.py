@@ -11,8 +11,12 @@ import numpy as np
 from gradclip_backends.numba_cpu import form_kernels, pool, tally_kernels
 from gradclip_backends.numba_cpu.backend import Table, tables
 from gradclip_backends.numba_cpu.elements import TAGS
-from gradclip_core.forms import BINS, FORMS, MOMENTS, Form, Reading, Tally
+from gradclip_backends.numba_cpu.kernels import BLOCK
+from gradclip_core.forms import BINS, FORMS, MOMENTS, Form, Reading, Tally, from_keys
 from gradclip_core.protocol import FLOAT64, Buffer, FloatArray, segments
+
+_tally_range: Any = tally_kernels.tally_range
+_gather_range: Any = tally_kernels.gather_range
 
 
 class NumbaPasses:
@@ -99,7 +103,8 @@ class NumbaPasses:
 
         def kernel(table: Table) -> Callable[[int, int], None]:
             def work(start: int, stop: int) -> None:
-                tally_kernels.tally_range(*_read(table, reading), signed, np.uint64(prefix), used, start, stop, bins())
+                ask: Any = (*_read(table, reading), signed, np.uint64(prefix), used)
+                _tally_range(*ask, start, stop, bins())
 
             return work
 
@@ -109,27 +114,27 @@ class NumbaPasses:
         return Tally(*(np.ascontiguousarray(column) for column in total.T))
 
     def gather(self, buffers: Sequence[Buffer], reading: Reading, *, signed: bool, low: int, high: int) -> FloatArray:
-        """See ``Passes.gather``. In the order of the buffers within each dtype."""
-        found = []
-        for table in tables(buffers):
-            counts = np.zeros(table.blocks, np.int64)
-            ask = (*_read(table, reading), signed, np.uint64(low), np.uint64(high))
+        """See ``Passes.gather``. In the order of memory within each dtype."""
+        found: list[tuple[int, int, FloatArray]] = []
+        ends = from_keys(np.array([low, high], np.uint64))
+        ends = np.where(np.isnan(ends), [-np.inf, np.inf], ends)  # keys beyond the infinities
 
-            def count(start: int, stop: int, ask: Any = ask, counts: Any = counts) -> None:
-                tally_kernels.count_range(*ask, start, stop, counts)
+        def kernel(table: Table, number: int) -> Callable[[int, int], None]:
+            ask: Any = (*_read(table, reading), signed, ends[0], ends[1])
 
-            pool.run(count, table.blocks, table.bytes)
-            out = np.empty(int(counts.sum()))
-            places = np.cumsum(counts) - counts
+            def work(start: int, stop: int) -> None:
+                # Room for all of them, and one behind; pages that are not written to cost nothing.
+                out = np.empty((stop - start) * BLOCK + 1)
+                count: int = _gather_range(*ask, start, stop, out)
+                found.append((number, start, out[:count].copy()))
 
-            def fill(
-                start: int, stop: int, ask: Any = ask, counts: Any = counts, places: Any = places, out: Any = out
-            ) -> None:
-                tally_kernels.gather_range(*ask, start, stop, counts, places, out)
+            return work
 
-            pool.run(fill, table.blocks, table.bytes)
-            found.append(out)
-        return np.concatenate(found) if found else np.zeros(0)
+        for number, table in enumerate(tables(buffers)):
+            if table.blocks:
+                pool.run(kernel(table, number), table.blocks, table.bytes)
+        found.sort(key=lambda part: part[:2])
+        return np.concatenate([part for _, _, part in found]) if found else np.zeros(0)
 
 
 def _alike(buffers: Sequence[Buffer], companions: Sequence[Buffer]) -> list[list[int]]:
@@ -141,7 +146,7 @@ def _alike(buffers: Sequence[Buffer], companions: Sequence[Buffer]) -> list[list
     return list(groups.values())
 
 
-def _read(table: Table, reading: Reading) -> tuple[Any, ...]:
+def _read(table: Table, reading: Reading) -> Any:
     """What every kernel of ``tally_kernels`` reads by."""
     dtype = table.dtype
     return (

@@ -34,7 +34,7 @@ def tally_range(
 ) -> Any:  # fmt: skip
     """Add a range of blocks to ``bins[bin]`` (count, high, low)."""
     u = np.empty(BLOCK)
-    shift = np.uint64(48 - used)
+    shift, beyond = np.uint64(48 - used), np.uint64(64 - used)
     s = find_segment(first, start)
     for block in range(start, stop):
         while first[s + 1] <= block:
@@ -42,61 +42,50 @@ def tally_range(
         done = (block - first[s]) * BLOCK
         n = min(BLOCK, lengths[s] - done)
         load_block(view(pointers[s] + np.uint64(done * itemsize), n, tag), n, inverse, exponent, sanitize, top, u)
+        lows: Any = np.uint64(0)
         for i in range(n):
-            key = key_of(u[i], signed)
-            if used != 0 and key >> np.uint64(64 - used) != prefix:
-                continue
-            bits = bits_of(u[i])
-            significand = bits & _FRACTION
-            if (bits & ~_SIGN) > _FRACTION:
-                significand |= _HIDDEN
-            at = (key >> shift) & _BIN
-            bins[at, 0] += 1
-            bins[at, 1] += np.int64(significand >> np.uint64(26))
-            bins[at, 2] += np.int64(significand & _LOW)
-
-
-@jit
-def count_range(
-    tag: Any, itemsize: Any, top: Any, pointers: Any, lengths: Any, first: Any,
-    inverse: Any, exponent: Any, sanitize: Any, signed: Any, low: Any, high: Any, start: Any, stop: Any, counts: Any,
-) -> Any:  # fmt: skip
-    """How many elements of each block are in the range of keys."""
-    u = np.empty(BLOCK)
-    s = find_segment(first, start)
-    for block in range(start, stop):
-        while first[s + 1] <= block:
-            s += 1
-        done = (block - first[s]) * BLOCK
-        n = min(BLOCK, lengths[s] - done)
-        load_block(view(pointers[s] + np.uint64(done * itemsize), n, tag), n, inverse, exponent, sanitize, top, u)
-        count = 0
-        for i in range(n):
-            key = key_of(u[i], signed)
-            count += 1 if low <= key <= high else 0
-        counts[block] = count
+            lows |= bits_of(u[i])
+        if used == 0 and lows & _LOW == 0:  # as all types narrower than float64 are, scaled by powers of two
+            for i in range(n):
+                bits = bits_of(u[i] + 0.0)
+                at = (key_of(u[i], signed) >> shift) & _BIN
+                hidden = _HIDDEN if bits & ~_SIGN > _FRACTION else np.uint64(0)
+                bins[at, 0] += 1
+                bins[at, 1] += np.int64(((bits & _FRACTION) | hidden) >> np.uint64(26))
+        else:
+            for i in range(n):
+                key = key_of(u[i], signed)
+                if used != 0 and key >> beyond != prefix:
+                    continue
+                bits = bits_of(u[i])
+                significand = bits & _FRACTION
+                if bits & ~_SIGN > _FRACTION:
+                    significand |= _HIDDEN
+                at = (key >> shift) & _BIN
+                bins[at, 0] += 1
+                bins[at, 1] += np.int64(significand >> np.uint64(26))
+                bins[at, 2] += np.int64(significand & _LOW)
 
 
 @jit
 def gather_range(
     tag: Any, itemsize: Any, top: Any, pointers: Any, lengths: Any, first: Any,
-    inverse: Any, exponent: Any, sanitize: Any, signed: Any, low: Any, high: Any, start: Any, stop: Any,
-    counts: Any, places: Any, out: Any,
+    inverse: Any, exponent: Any, sanitize: Any, signed: Any, low: Any, high: Any, start: Any, stop: Any, out: Any,
 ) -> Any:  # fmt: skip
-    """Copy the elements in the range of keys; ``places[block]`` is where those of a block begin."""
+    """Copy the elements from ``low`` to ``high``, numbers, to the beginning of ``out``. Returns how many."""
     u = np.empty(BLOCK)
+    at: Any = 0
     s = find_segment(first, start)
     for block in range(start, stop):
         while first[s + 1] <= block:
             s += 1
-        if counts[block] == 0:
-            continue
         done = (block - first[s]) * BLOCK
         n = min(BLOCK, lengths[s] - done)
         load_block(view(pointers[s] + np.uint64(done * itemsize), n, tag), n, inverse, exponent, sanitize, top, u)
-        at = places[block]
+        if not signed:
+            for i in range(n):
+                u[i] = abs(u[i])
         for i in range(n):
-            key = key_of(u[i], signed)
-            if low <= key <= high:
-                out[at] = u[i] if signed else abs(u[i])
-                at += 1
+            out[at] = u[i]  # the next overwrites it, if it is none of them
+            at += np.int64((u[i] >= low) & (u[i] <= high))
+    return at
