@@ -1,7 +1,4 @@
-"""The door: every public function, its signature, its documentation, its validation.
-
-All of them are ``measure → decide → apply`` with another decision in the middle.
-"""
+"""The door: every public function, its signature, its documentation, its validation."""
 
 from __future__ import annotations
 
@@ -101,7 +98,7 @@ def clip(grads: Any, rule: Rule, **how: Unpack[Common]) -> tuple[Any, ClipInfo]:
     >>> gc.clip([np.array([3.0, 4.0])], gc.GlobalNorm(1.0))[0][0].round(6)
     array([0.6, 0.8])
     """
-    return _new(grads, checked_rule("clip", rule), how, "clip")
+    return run_new(grads, checked_rule("clip", rule), how, "clip")
 
 
 def clip_(grads: Any, rule: Rule, **how: Unpack[Common]) -> ClipInfo:
@@ -117,7 +114,7 @@ def clip_(grads: Any, rule: Rule, **how: Unpack[Common]) -> ClipInfo:
     >>> gc.clip_(g, gc.Chain(gc.Value(1.0), gc.GlobalNorm(1.0))).clipped
     False
     """
-    return _in_place(grads, checked_rule("clip_", rule), how, "clip_")
+    return run_in_place(grads, checked_rule("clip_", rule), how, "clip_")
 
 
 def plan(grads: Any, rule: Rule, **how: Unpack[Common]) -> Plan:
@@ -186,7 +183,7 @@ def clip_by_global_norm(grads: Any, max_norm: float, *, ord: float = 2, **how: U
     >>> info.norm, info.clipped
     (13.0, True)
     """
-    return _new(grads, GlobalNorm(max_norm, ord), how, "clip_by_global_norm")
+    return run_new(grads, GlobalNorm(max_norm, ord), how, "clip_by_global_norm")
 
 
 def clip_by_global_norm_(grads: Any, max_norm: float, *, ord: float = 2, **how: Unpack[Common]) -> ClipInfo:
@@ -200,7 +197,7 @@ def clip_by_global_norm_(grads: Any, max_norm: float, *, ord: float = 2, **how: 
     >>> info.norm, bool(np.linalg.norm(g[0]) <= 1)
     (5.0, True)
     """
-    return _in_place(grads, GlobalNorm(max_norm, ord), how, "clip_by_global_norm_")
+    return run_in_place(grads, GlobalNorm(max_norm, ord), how, "clip_by_global_norm_")
 
 
 def clip_by_group_norm(
@@ -230,14 +227,14 @@ def clip_by_group_norm(
     >>> clipped["head"]
     array([0.5])
     """
-    return _new(grads, GroupNorm(max_norm, groups, ord), how, "clip_by_group_norm")
+    return run_new(grads, GroupNorm(max_norm, groups, ord), how, "clip_by_group_norm")
 
 
 def clip_by_group_norm_(
     grads: Any, max_norm: float | Mapping[Any, float | None], *, groups: Groups, ord: float = 2, **how: Unpack[Common]
 ) -> ClipInfo:
     """``clip_by_group_norm``, in place."""
-    return _in_place(grads, GroupNorm(max_norm, groups, ord), how, "clip_by_group_norm_")
+    return run_in_place(grads, GroupNorm(max_norm, groups, ord), how, "clip_by_group_norm_")
 
 
 def clip_by_norm(grads: Any, max_norm: float, *, ord: float = 2, **how: Unpack[Common]) -> tuple[Any, ClipInfo]:
@@ -253,12 +250,12 @@ def clip_by_norm(grads: Any, max_norm: float, *, ord: float = 2, **how: Unpack[C
     >>> clipped[0].round(6), clipped[1]
     (array([0.6, 0.8]), array([0.5]))
     """
-    return _new(grads, ArrayNorm(max_norm, ord), how, "clip_by_norm")
+    return run_new(grads, ArrayNorm(max_norm, ord), how, "clip_by_norm")
 
 
 def clip_by_norm_(grads: Any, max_norm: float, *, ord: float = 2, **how: Unpack[Common]) -> ClipInfo:
     """``clip_by_norm``, in place."""
-    return _in_place(grads, ArrayNorm(max_norm, ord), how, "clip_by_norm_")
+    return run_in_place(grads, ArrayNorm(max_norm, ord), how, "clip_by_norm_")
 
 
 def clip_by_value(grads: Any, limit: float | tuple[float, float], **how: Unpack[Common]) -> tuple[Any, ClipInfo]:
@@ -284,12 +281,12 @@ def clip_by_value(grads: Any, limit: float | tuple[float, float], **how: Unpack[
     >>> clipped
     array([ 0.5, -1. ,  1. ])
     """
-    return _new(grads, Value(limit), how, "clip_by_value")
+    return run_new(grads, Value(limit), how, "clip_by_value")
 
 
 def clip_by_value_(grads: Any, limit: float | tuple[float, float], **how: Unpack[Common]) -> ClipInfo:
     """``clip_by_value``, in place. Arrays without an element beyond the limit are not written."""
-    return _in_place(grads, Value(limit), how, "clip_by_value_")
+    return run_in_place(grads, Value(limit), how, "clip_by_value_")
 
 
 def adaptive_clip(
@@ -331,20 +328,22 @@ def adaptive_clip(
     >>> np.linalg.norm(clipped, axis=1).round(6).tolist()
     [5.0, 0.001]
     """
-    return _new(grads, UnitNorm(params, clipping, eps, axis=axis), how, "adaptive_clip")
+    return run_new(grads, UnitNorm(params, clipping, eps, axis=axis), how, "adaptive_clip")
 
 
 def adaptive_clip_(
     grads: Any, params: Any, clipping: float = 0.01, *, eps: float = 1e-3, axis: Axis, **how: Unpack[Common]
 ) -> ClipInfo:
     """``adaptive_clip``, in place."""
-    return _in_place(grads, UnitNorm(params, clipping, eps, axis=axis), how, "adaptive_clip_")
+    return run_in_place(grads, UnitNorm(params, clipping, eps, axis=axis), how, "adaptive_clip_")
 
 
-def _new(grads: Any, rule: Rule, how: Common, asked: str) -> tuple[Any, ClipInfo]:
+def run_new(grads: Any, rule: Rule, how: Common, asked: str) -> tuple[Any, ClipInfo]:
+    """What every function that returns new arrays does."""
     outcome = run(grads, rule, How.of(how), asked, "new")
     return finish(outcome.cargo, outcome.arrays), outcome.info
 
 
-def _in_place(grads: Any, rule: Rule, how: Common, asked: str) -> ClipInfo:
+def run_in_place(grads: Any, rule: Rule, how: Common, asked: str) -> ClipInfo:
+    """What every function that works in place does."""
     return run(grads, rule, How.of(how), asked, "memory").info

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from gradclip_core.functions import Groups, clip, clip_
+from gradclip_core.functions import Groups, run_in_place, run_new
 from gradclip_core.info import ClipInfo
 from gradclip_core.project import Project
 from gradclip_core.sets.base import Set
@@ -55,11 +55,11 @@ def clip_by_projection(
     >>> clipped["w"].round(6).tolist(), info.certificate.optimality < 1e-15
     ([0.5, 0.5, -0.0], True)
     """
-    return clip(grads, Project(onto, scope, groups), **how)
+    return run_new(grads, Project(onto, scope, groups), how, "clip_by_projection")
 
 
 def clip_by_projection_(
     grads: Any, onto: Set, scope: str = "global", *, groups: Groups | None = None, **how: Unpack[Common]
 ) -> ClipInfo:
     """``clip_by_projection``, in place. A scope that is in the set already is not written."""
-    return clip_(grads, Project(onto, scope, groups), **how)
+    return run_in_place(grads, Project(onto, scope, groups), how, "clip_by_projection_")

@@ -60,3 +60,11 @@ def test_every_function_takes_the_common_arguments_in_both_forms() -> None:
 
 if __name__ == "__main__":
     SNAPSHOT.write_text(snapshot())
+
+
+def test_the_sets_that_are_imported_when_asked_for_are_the_public_ones() -> None:
+    assert sorted(sets._WHERE) == sorted(sets.__all__)
+    assert set(sets.__all__) <= set(dir(sets))
+    for name in sets.__all__:
+        assert getattr(sets, name).__name__ == name
+    assert not hasattr(sets, "L3Ball")
