@@ -161,9 +161,9 @@ def l1_calls(x: Any, radius: float, peers: dict[str, Any]) -> dict[str, Call]:
     calls["NumPy sort"] = lambda: duchi_l1(x, radius)
     if "optax" in peers:
         calls["optax, jit"] = _on_jax(peers, x, lambda v: peers["optax"].projection_l1_ball(v, radius))
-    if "jaxopt" in peers:
+    if "jaxopt" in peers and x.size <= 10**7:  # as slow as optax
         calls["jaxopt, jit"] = _on_jax(peers, x, lambda v: peers["jaxopt"].projection.projection_l1_ball(v, radius))
-    if "pyproximal" in peers:
+    if "pyproximal" in peers and x.size <= 10**7:
         calls["pyproximal"] = partial(peers["pyproximal"].projection.L1BallProj(x.size, radius), x)
     return calls
 
@@ -176,9 +176,9 @@ def simplex_calls(x: Any, total: float, peers: dict[str, Any]) -> dict[str, Call
     calls["NumPy sort"] = lambda: duchi(x, total)
     if "optax" in peers:
         calls["optax, jit"] = _on_jax(peers, x, lambda v: peers["optax"].projection_simplex(v, total))
-    if "jaxopt" in peers:
+    if "jaxopt" in peers and x.size <= 10**7:
         calls["jaxopt, jit"] = _on_jax(peers, x, lambda v: peers["jaxopt"].projection.projection_simplex(v, total))
-    if "pyproximal" in peers:
+    if "pyproximal" in peers and x.size <= 10**7:
         calls["pyproximal"] = partial(peers["pyproximal"].projection.SimplexProj(x.size, total), x)
     return calls
 

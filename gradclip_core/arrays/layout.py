@@ -163,11 +163,9 @@ def array_buffer(docked: Docked, axes: tuple[int, ...] | None, order: tuple[int,
     itemsize = docked.dtype.itemsize
     if docked.pointer % itemsize or any(stride % itemsize for stride in docked.strides):
         raise BackendError(f"an array on {docked.device}", "it is not aligned to its dtype", "Pass a contiguous copy")
-    length, rows, usual = _segments(docked, axes)
+    length, rows, _ = _segments(docked, axes)
     if order is None:
-        order = usual
-        if (axes is None or len(axes) == len(docked.shape)) and is_dense(docked):
-            order = tuple(sorted(order, key=lambda axis: -docked.strides[axis]))
+        order = lying(docked, axes)
     expected, dense = docked.itemsize, True
     for axis in reversed(order):
         if docked.shape[axis] != 1:
