@@ -151,7 +151,7 @@ class Solid(Panel):
             axis.set_ticks([-1, 0, 1])
             axis.set_pane_color("#f8fafc")
         axes.tick_params(labelsize=7, colors=_INSIDE, pad=-3)
-        axes.set_box_aspect((1, 1, 1), zoom=1.25)
+        axes.set_box_aspect((1, 1, 1), zoom=1.05)
         labels = {**_LABELS, _VANISHED: self.vanishing}
         return {colour: label for colour, label in labels.items() if colour in seen}
 

@@ -118,12 +118,19 @@ class Simplex(Set):
                 f"the largest element, {view.original(view.largest):g}, is more than 2^1400 times that",
                 "Scale the gradients or the total: float64 cannot hold both at once",
             )
-        seen = view.probe(view.form("same"), "sum", "low_y")
-        off = abs(float(np.sum(seen["sum"])) - view.scaled(self.total))
-        if float(np.min(seen["low_y"], initial=0.0)) >= 0 and off <= self._tolerance(view):
+        if self._holds(view):
             return None
         tau = find_threshold(view.passes, view.buffers, view.reading, view.exactly(self.total), signed=True)
         return view.form("shift", tau.high, tau.low)
+
+    def _holds(self, view: View) -> bool:
+        """Whether the scope is inside. Without a negative element the norm is the sum, and mostly tells enough."""
+        total, tolerance = view.scaled(self.total), self._tolerance(view)
+        if abs(view.norm - total) > tolerance:
+            return False
+        seen = view.probe(view.form("same"), "sum", "low_y")
+        off = abs(float(np.sum(seen["sum"])) - total)
+        return off <= tolerance and float(np.min(seen["low_y"], initial=0.0)) >= 0
 
     def _tolerance(self, view: View) -> float:
         """What rounding each element of a point of the simplex can change of its sum, and the sum's own error."""
