@@ -33,9 +33,9 @@ def clip_by_projection(
     (clipped, info)
         A scope that is in the set already comes back bit for bit (unscaled). 16-bit arrays are projected
         in float64 and rounded once. ``info.certificate`` holds the evidence that the result is
-        the projection; it is None for ``L2Ball``, ``LinfBall`` and ``Box``, which are served by
-        the older rules. Norms in ``info`` are of the set's own kind: 1-norms for ``L1Ball``.
-        ``info.scale`` is ``1/loss_scale`` for the other sets: a projection is no factor.
+        the projection; it is None where a step was skipped, or NaN went through. Norms in ``info``
+        are of the set's own kind: 1-norms for ``L1Ball``. ``info.scale`` is ``1/loss_scale``, but for
+        ``L2Ball``: a projection is no factor.
 
     Raises
     ------

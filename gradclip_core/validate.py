@@ -61,21 +61,21 @@ def order(value: Any) -> float:
     return ord
 
 
-def interval(limit: Any) -> tuple[float, float]:
+def interval(limit: Any, name: str = "limit") -> tuple[float, float]:
     """``limit`` v as (-v, v), or (low, high) as it is."""
     cure = "Pass a finite v >= 0 for [-v, v], or (low, high) with low <= high"
     if not (isinstance(limit, (tuple, list)) and len(limit) == 2):
         if isinstance(limit, (tuple, list)):
-            raise InvalidArgumentError(f"limit={show(limit)}", f"it has {len(limit)} entries", cure)
-        bound = number("limit", limit, cure)
+            raise InvalidArgumentError(f"{name}={show(limit)}", f"it has {len(limit)} entries", cure)
+        bound = number(name, limit, cure)
         if not 0 <= bound < math.inf:
-            raise InvalidArgumentError(f"limit={show(limit)}", "[-v, v] is empty or endless for such a v", cure)
+            raise InvalidArgumentError(f"{name}={show(limit)}", "[-v, v] is empty or endless for such a v", cure)
         return -bound, bound + 0.0
-    low, high = number("limit[0]", limit[0], cure), number("limit[1]", limit[1], cure)
+    low, high = number(f"{name}[0]", limit[0], cure), number(f"{name}[1]", limit[1], cure)
     if math.isnan(low) or math.isnan(high) or low > high:
-        raise InvalidArgumentError(f"limit={show(limit)}", "low is not <= high", cure)
+        raise InvalidArgumentError(f"{name}={show(limit)}", "low is not <= high", cure)
     if low == math.inf or high == -math.inf or (low, high) == (-math.inf, math.inf):
-        raise InvalidArgumentError(f"limit={show(limit)}", "no finite number is left, or none is cut off", cure)
+        raise InvalidArgumentError(f"{name}={show(limit)}", "no finite number is left, or none is cut off", cure)
     return low, high
 
 

@@ -102,7 +102,7 @@ class Box(Set):
     high: float
 
     def __post_init__(self) -> None:
-        low, high = validate.interval((self.low, self.high))
+        low, high = validate.interval((self.low, self.high), "Box, (low, high)")
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "high", high)
 
