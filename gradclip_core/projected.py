@@ -45,7 +45,8 @@ def decide(
     scopes, ids = rule.scope_of_arrays(site), array_ids(stage.rows)
     factor = np.full(ids.size, stage.inverse)
     moves: list[Move] = []
-    for scope in range(int(scopes.max(initial=-1)) + 1):
+    # Without an array there is still the scope of all of them, which may not be in the set.
+    for scope in range(max(int(scopes.max(initial=-1)) + 1, int(rule.scope == "global"))):
         members = np.flatnonzero(scopes == scope).tolist()
         picked = np.flatnonzero(scopes[ids] == scope)
         if measured.nonfinite[picked].any() and not stage.sanitize:
@@ -145,7 +146,7 @@ def _wanted(move: Move) -> list[str]:
     if move.view is None:
         return []
     onto = move.view.onto
-    return list(dict.fromkeys([*onto.moments, _ORDER_MOMENT.get(onto.order, "pow_y"), "max_y"]))
+    return list(dict.fromkeys([*onto.moments, _ORDER_MOMENT.get(onto.order, "pow_y")]))
 
 
 def conclude(here: Decided, moves: Sequence[Move], found: Sequence[FloatArray]) -> Decided:
@@ -163,7 +164,8 @@ def conclude(here: Decided, moves: Sequence[Move], found: Sequence[FloatArray]) 
         certificate = certificate.joined(move.view.onto.certify(move.view, move.form, named))
         picked = np.isin(ids, move.members)
         sums[picked] = named[_ORDER_MOMENT.get(order, "pow_y")]
-        largest[picked] = np.ldexp(named["max_y"], move.reading.exponent)
+        if order == math.inf:
+            largest[picked] = np.ldexp(named["max_y"], move.reading.exponent)
         exponents[picked] = move.reading.exponent
         if order not in _ORDER_MOMENT:
             # A unit of 2^1024 is no float64; a power of two can be taken out of the sums instead.

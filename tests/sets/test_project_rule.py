@@ -231,3 +231,13 @@ def test_a_plan_with_the_axes_of_its_arrays_in_another_order(backend: str) -> No
     strided = {"w": np.repeat(np.ascontiguousarray(grads["w"]), 2, axis=1)[:, ::2]}
     gc.clip_by_projection_(strided, L1, backend=backend)
     assert np.array_equal(strided["w"], expected["w"])
+
+
+@pytest.mark.parametrize("nothing", [[], {}, [None]])
+def test_no_arrays_are_a_scope_without_elements(nothing: Any) -> None:
+    for onto in (L1, sets.LpBall(1.0, 3), sets.L1L2Ball(1.0), sets.SpectralBall(1.0), sets.Intersection(L1)):
+        made, info = gc.clip_by_projection(nothing, onto)
+        assert made == nothing
+        assert not info.clipped
+    with pytest.raises(gc.InvalidArgumentError, match="a scope without elements"):
+        gc.clip_by_projection(nothing, sets.Simplex())
