@@ -132,7 +132,6 @@ def test_a_global_set_and_a_set_of_matrices() -> None:
         assert sum(np.sum((grads[k] - y[k]) * (z[k] - y[k])) for k in y) <= 1e-7
 
 
-@pytest.mark.parametrize("backend", ["numpy", "numba_cpu"])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
 def test_every_dtype_and_in_place(dtype: Any, backend: str) -> None:
     rng = np.random.default_rng(4)

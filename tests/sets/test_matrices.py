@@ -76,7 +76,6 @@ def test_it_is_the_projection_to_the_error_that_is_stated(shape: tuple[int, int]
         assert proof(info).optimality < 1e-11
 
 
-@pytest.mark.parametrize("backend", ["numpy", "numba_cpu"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("onto", MADE, ids=repr)
 def test_every_dtype_stays_inside_and_in_place_is_the_same(onto: Any, dtype: Any, backend: str) -> None:
