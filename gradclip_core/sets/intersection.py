@@ -44,8 +44,10 @@ class Intersection(Set):
 
     Where it has not stopped after ``max_iterations`` rounds there is a GradClipError, before
     anything is written: the sets may have no common point. A round costs a projection on
-    each set. Measured: 10 to 130 rounds for two or three of the sets here, gradients up to 10^9 times as
-    long as the sets. Memory is some 20 float64 vectors for each set.
+    each set, and memory is some 20 float64 vectors for each. Measured: at most 130 rounds for pairs and
+    triples such as L1, L2 and Linf balls, gradients up to 10^9 times as long as the sets. Of 300 random
+    intersections of 2 to 4 sets that have little in common, gradients up to 10^4 times as long, 6 did
+    not stop within 1000 rounds: most had a plane or a half-space that cuts an L1 or Linf ball.
 
     In the certificate ``feasibility`` is the largest of ``‖y - P_k(y)‖/‖y‖`` over the sets, and
     ``optimality`` is in units of ``‖g - y‖·‖y‖``: ``g - y`` is the sum of the increments, and each
