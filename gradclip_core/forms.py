@@ -50,7 +50,6 @@ MOMENTS = {
     "wy2": "Σ w·y²",
     "slope": "Σ (w·y)²/(1 + a·w)",
     "d2_w": "Σ (u - y)²/w",
-    "low_w": "min w",
     "pow_y": "Σ |y|^e",
     "pow_d": "Σ |u - y|^(e/(e-1))",
     "steep": "Σ |y|^(2b-2) / (1 + a·(b-1)·|y|^(b-2)) over the y that are not 0",
@@ -60,7 +59,7 @@ MOMENTS = {
 }
 """Name -> formula. ``e`` is the form's number of that name. No element: 0, and ±inf for ``low`` and ``top``."""
 
-EXTREMES = {"max_y": 0.0, "max_d": 0.0, "max_e": 0.0, "top_d": -np.inf, "low_y": np.inf, "low_w": np.inf}
+EXTREMES = {"max_y": 0.0, "max_d": 0.0, "max_e": 0.0, "top_d": -np.inf, "low_y": np.inf}
 """The moments that are no sums, and what they are of no element."""
 
 
@@ -125,6 +124,16 @@ class Tally:
     low: IntArray
 
 
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """The elements of a range, and what lies above it."""
+
+    values: FloatArray
+    above: int
+    sums: FloatArray
+    """What is above, added up in any parts of at most 4096 elements: exact where no such sum is rounded."""
+
+
 class Passes(Protocol):
     """The passes of one backend. Host memory."""
 
@@ -153,8 +162,8 @@ class Passes(Protocol):
         """
         ...
 
-    def gather(self, buffers: Sequence[Buffer], reading: Reading, *, signed: bool, low: int, high: int) -> FloatArray:
-        """The u (|u| where not ``signed``) with ``low <= key <= high``, in any order."""
+    def gather(self, buffers: Sequence[Buffer], reading: Reading, *, signed: bool, low: int, high: int) -> Gathered:
+        """The u (|u| where not ``signed``) with ``low <= key <= high``, in any order, and those with ``key > high``."""
         ...
 
 

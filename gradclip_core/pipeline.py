@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gradclip_core import projected
 from gradclip_core.arrays.dock import Cargo, unload
 from gradclip_core.arrays.docked import Docked
 from gradclip_core.arrays.layout import Flat
@@ -102,14 +103,8 @@ def _run_on_host(
             found = _write(backend, current, targets, flats, stage.axes, actions, moves)
             current = targets
         elif moves:
-            from gradclip_core.projected import foresee
-
-            found = foresee(backend, moves, flats)
-        if moves:
-            from gradclip_core import projected
-
-            here = projected.conclude(here, moves, found)
-        decided.append(here)
+            found = projected.foresee(backend, moves, flats)
+        decided.append(projected.conclude(here, moves, found))
         if last:
             break
     after = decided[-1].decision.clipped_norm
@@ -132,9 +127,7 @@ def _write(
 ) -> list[FloatArray]:
     """Carry out a decision, in place where ``targets`` is ``arrays``. Returns the moments of the moves."""
     if moves:
-        from gradclip_core.projected import write_moves
-
-        return write_moves(backend, moves, arrays, targets, flats, axes, actions)
+        return projected.write_moves(backend, moves, arrays, targets, flats, axes, actions)
     if targets is arrays:
         write_in_place(backend, arrays, flats, actions)
     else:
@@ -199,9 +192,7 @@ def _decide(
         raise refuse(asked, cargo.first_paths(), infs, nans)
     goes_on = not (measured.nonfinite.any() and stage.nonfinite in ("skip", "zero"))
     if goes_on and isinstance(stage.rule, Project):
-        from gradclip_core.projected import decide
-
-        return decide(backend, cargo, stage, current, flats, measured)
+        return projected.decide(backend, cargo, stage, current, flats, measured)
     if goes_on and not isinstance(stage.rule, Value):
         assert stage.scopes is not None
         if needs_carries(measured, stage.scopes, segments, stage.inverse):

@@ -13,7 +13,7 @@ import numpy as np
 
 from gradclip_core.arrays.dock import Cargo
 from gradclip_core.arrays.docked import Docked
-from gradclip_core.arrays.layout import Flat, dense_buffer, flatten_in, flatten_memory, lying
+from gradclip_core.arrays.layout import Flat, flatten_in, flatten_memory, lies_in, lying
 from gradclip_core.forms import Passes, Reading, passes_of
 from gradclip_core.members import Members
 from gradclip_core.norms import Measured, scope_norms
@@ -25,8 +25,6 @@ from gradclip_core.report import Decided, array_ids
 from gradclip_core.rules import Site
 from gradclip_core.sets.base import INSIDE, Certificate, View, exponent_for
 from gradclip_core.stages import Stage
-
-_ORDER_MOMENT = {1.0: "abs", 2.0: "y2", math.inf: "max_y"}
 
 
 def decide(
@@ -90,7 +88,10 @@ def write_moves(
     for move in moves:
         # In the order of the decision: companions and given values lie so.
         places = list(zip(move.members, move.orders, strict=True))
-        sources = [flatten_in(arrays[i], axes[i], order) for i, order in places]
+        sources = [
+            flats[i] if lying(arrays[i], axes[i]) == order else flatten_in(arrays[i], axes[i], order)
+            for i, order in places
+        ]
         sinks = sources
         if targets is not arrays:
             sinks = [
@@ -107,7 +108,7 @@ def write_moves(
 
 def _sink(source: Flat, target: Docked, axes: tuple[int, ...] | None, order: tuple[int, ...]) -> Flat:
     """Where a new array's elements go: its own memory, if they lie there in the order of the source, or a copy."""
-    if dense_buffer(target, axes) is not None and lying(target, axes) == order:
+    if lies_in(target, axes, order):
         return flatten_memory(target, axes)
     return source if source.packed is not None else flatten_in(target, axes, order, pack=True)
 
@@ -146,7 +147,7 @@ def _wanted(move: Move) -> list[str]:
     if move.view is None:
         return []
     onto = move.view.onto
-    return list(dict.fromkeys([*onto.moments, _ORDER_MOMENT.get(onto.order, "pow_y")]))
+    return list(dict.fromkeys([*onto.moments, onto.order_moment]))
 
 
 def conclude(here: Decided, moves: Sequence[Move], found: Sequence[FloatArray]) -> Decided:
@@ -163,11 +164,11 @@ def conclude(here: Decided, moves: Sequence[Move], found: Sequence[FloatArray]) 
         named = dict(zip(_wanted(move), moments, strict=True))
         certificate = certificate.joined(move.view.onto.certify(move.view, move.form, named))
         picked = np.isin(ids, move.members)
-        sums[picked] = named[_ORDER_MOMENT.get(order, "pow_y")]
+        sums[picked] = named[move.view.onto.order_moment]
         if order == math.inf:
             largest[picked] = np.ldexp(named["max_y"], move.reading.exponent)
         exponents[picked] = move.reading.exponent
-        if order not in _ORDER_MOMENT:
+        if order not in (1, 2, math.inf):
             # A unit of 2^1024 is no float64; a power of two can be taken out of the sums instead.
             unit = min(move.reading.exponent, 1023)
             sums[picked] *= 2.0 ** (order * (move.reading.exponent - unit))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradclip_core.forms import BINS, EXTREMES, Form, Reading, Tally, keys
+from gradclip_core.forms import BINS, EXTREMES, Form, Gathered, Reading, Tally, keys
 from gradclip_core.protocol import BFLOAT16, FLOAT64, Buffer, DType, FloatArray, segments
 from gradclip_core.reference import block_sums, rows_of, sanitized, tree_sum, widen
 
@@ -141,7 +141,6 @@ TERMS: dict[str, Moment] = {
     "wy2": lambda u, y, w, n: w * (y * y),
     "slope": lambda u, y, w, n: (w * y) * (w * y) / (1.0 + n.a * w),
     "d2_w": lambda u, y, w, n: (u - y) * (u - y) / w,
-    "low_w": lambda u, y, w, n: w,
     "pow_y": lambda u, y, w, n: np.abs(y) ** n.e,
     "pow_d": lambda u, y, w, n: np.abs(u - y) ** (n.e / (n.e - 1.0)),
     "steep": _steep,
@@ -216,13 +215,17 @@ class NumpyPasses:
             tally.low[:] += np.bincount(bins, significand & ((1 << 26) - 1), BINS).astype(np.int64)
         return tally
 
-    def gather(self, buffers: Sequence[Buffer], reading: Reading, *, signed: bool, low: int, high: int) -> FloatArray:
+    def gather(self, buffers: Sequence[Buffer], reading: Reading, *, signed: bool, low: int, high: int) -> Gathered:
         """See ``Passes.gather``."""
-        found = []
+        values, sums, count = [np.zeros(0)], [np.zeros(0)], 0
         for u in _chunks(buffers, reading, signed):
             key = keys(u)
-            found.append(u[(key >= np.uint64(low)) & (key <= np.uint64(high))])
-        return np.concatenate(found) if found else np.zeros(0)
+            values.append(u[(key >= np.uint64(low)) & (key <= np.uint64(high))])
+            above = key > np.uint64(high)
+            count += int(np.count_nonzero(above))
+            with np.errstate(all="ignore"):
+                sums.append(block_sums(np.where(above, u, 0.0)))
+        return Gathered(np.concatenate(values), count, np.concatenate(sums))
 
 
 def _total(name: str, parts: list[Any]) -> float:

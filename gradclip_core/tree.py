@@ -255,3 +255,11 @@ def _rebuild(node: Node | None, leaves: Iterator[Any]) -> Any:
     if node is _LEAF:
         return next(leaves)
     return node.make([_rebuild(child, leaves) for child in node.children])
+
+
+def kept(container: Any) -> Any:
+    """The container, or a list in place of an iterator, for who reads it again and again."""
+    if not isinstance(container, Iterator):
+        return container
+    leaves, tree = flatten(container)
+    return tree.rebuild(leaves)

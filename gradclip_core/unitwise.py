@@ -7,7 +7,6 @@ library, so ``axis`` has no default.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +21,7 @@ from gradclip_core.norms import Measured, scope_norms
 from gradclip_core.passes import choose, measure, readable
 from gradclip_core.protocol import FloatArray, IntArray
 from gradclip_core.rules import NormRule, Site, WeightArrays
-from gradclip_core.tree import flatten
+from gradclip_core.tree import kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +34,7 @@ class UnitNorm(NormRule):
     axis: Axis = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        if isinstance(self.params, Iterator):  # a rule is used again and again
-            leaves, tree = flatten(self.params)
-            object.__setattr__(self, "params", tree.rebuild(leaves))
+        object.__setattr__(self, "params", kept(self.params))
         object.__setattr__(self, "clipping", validate.positive("clipping", self.clipping))
         object.__setattr__(self, "eps", validate.positive("eps", self.eps))
         check_axis(self.axis)

@@ -182,9 +182,14 @@ def lying(docked: Docked, axes: tuple[int, ...] | None) -> tuple[int, ...]:
     return order
 
 
+def lies_in(docked: Docked, axes: tuple[int, ...] | None, order: tuple[int, ...]) -> bool:
+    """Whether the array's own memory has its elements in that order."""
+    return dense_buffer(docked, axes) is not None and lying(docked, axes) == order
+
+
 def flatten_in(docked: Docked, axes: tuple[int, ...] | None, order: tuple[int, ...], *, pack: bool = False) -> Flat:
     """The array in host memory with its elements in a given order: its own memory where that is so, or a copy."""
-    if not pack and dense_buffer(docked, axes) is not None and lying(docked, axes) == order:
+    if not pack and lies_in(docked, axes, order):
         return flatten_memory(docked, axes)
     length, rows, _ = _segments(docked, axes)
     packed = view(docked).transpose(order).copy(order="C")

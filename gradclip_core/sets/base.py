@@ -179,6 +179,11 @@ class Set:
     """Whether the set is one of arrays on their own, so that each is a scope, whatever scope is asked for."""
 
     @property
+    def order_moment(self) -> str:
+        """The moment that the norm of that ``order`` is made of."""
+        return {1.0: "abs", 2.0: "y2", math.inf: "max_y"}.get(self.order, "pow_y")
+
+    @property
     def extent(self) -> float:
         """How large an element of the result can become beside those of the gradient, for the choice of units."""
         return 0.0

@@ -14,10 +14,11 @@ from gradclip_core.forms import Form, Reading
 from gradclip_core.protocol import Buffer
 from gradclip_core.reference import tree_sum
 from gradclip_core.sets.base import Certificate, Moments, Set, View
-from gradclip_core.sets.normals import apart, kept, owned, widened
+from gradclip_core.sets.multiplier import find_multiplier
+from gradclip_core.sets.normals import apart, owned, widened
 from gradclip_core.sets.squares import LOST, rounding, shaved
+from gradclip_core.tree import kept
 
-_STEPS = 200
 # Within these the squares of weights times squares of elements stay in float64's range.
 _LEAST, _MOST = 2.0**-100, 2.0**100
 _SPAN = 2.0**200
@@ -58,7 +59,7 @@ class _Weighted(Set):
         weights = self._beside(view)
         companions, unit = weights.companions, weights.unit
         seen = view.probe(view.form("same", companions=companions), "wy2")["wy2"]
-        norm = math.sqrt(tree_sum(seen)) if seen.size else 0.0
+        norm = math.sqrt(tree_sum(seen))
         if norm <= view.scaled(self.radius) / unit:
             return None
         # A subnormal's rounding counts as often as the root of the sum of the weights.
@@ -150,31 +151,15 @@ class RadialEllipsoid(_Weighted):
 
 
 def _multiplier(view: View, weights: _Weights, norm: float, aim: float) -> float:
-    """A λ with ``aim·(1 - 2^-46) <= √(Σ w·u²/(1 + λ·w)²) <= aim``.
+    """A λ with ``aim·(1 - 2^-46) <= √(Σ w·u²/(1 + λ·w)²) <= aim``."""
 
-    The reciprocal of the root is concave and rises in λ, so Newton's step from below the solution stays below. Where
-    steps stay short, because the weights lie decades apart, the bracket is halved in the exponent.
-    """
-    wanted = aim * (1 - 2.0**-47)
+    def read(multiplier: float) -> tuple[float, float]:
+        form = view.form("secular", multiplier, companions=weights.companions)
+        found = view.probe(form, "wy2", "slope")
+        square = tree_sum(found["wy2"])
+        return math.sqrt(square), square / tree_sum(found["slope"])
+
     # Each element shrinks by 1 + λ·least at least, and by 1 + λ·top at most.
-    low, high = ((norm / wanted - 1) / w for w in (weights.top, weights.least))
-    low, high, off = low * (1 - 2.0**-40), high * (1 + 2.0**-40), math.inf
-    multiplier = low
-    for _ in range(_STEPS):
-        found = view.probe(view.form("secular", multiplier, companions=weights.companions), "wy2", "slope")
-        square, slope = tree_sum(found["wy2"]), tree_sum(found["slope"])
-        norm = math.sqrt(square)
-        if aim * (1 - 2.0**-46) <= norm <= aim:
-            return multiplier
-        if norm > wanted:
-            low = multiplier
-        else:
-            high = multiplier
-        before, off = off, abs(norm / wanted - 1)
-        newton = multiplier + (norm - wanted) / wanted * (square / slope)
-        if not low < newton < high or off > before / 2:
-            newton = math.sqrt(low) * math.sqrt(high)
-        if not low < newton < high:
-            break
-        multiplier = newton
-    return high
+    excess = norm / (aim * (1 - 2.0**-47)) - 1
+    low, high = excess / weights.top * (1 - 2.0**-40), excess / weights.least * (1 + 2.0**-40)
+    return find_multiplier(read, low, low, high, aim, 2.0**-46)

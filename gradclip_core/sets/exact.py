@@ -31,6 +31,11 @@ def exact_sum(v: FloatArray) -> int:
     )
 
 
+def exact_total(v: FloatArray) -> Fraction:
+    """Σ v."""
+    return Fraction(exact_sum(v), _SCALE)
+
+
 def as_units(value: float | Fraction) -> int:
     """A number in units of 2^-1126, rounded down where it is no multiple."""
     exact = Fraction(value) * _SCALE

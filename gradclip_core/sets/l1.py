@@ -15,7 +15,7 @@ from gradclip_core import validate
 from gradclip_core.errors import InvalidArgumentError
 from gradclip_core.forms import Form
 from gradclip_core.sets.base import Certificate, Moments, Set, View
-from gradclip_core.sets.threshold import find_threshold
+from gradclip_core.sets.threshold import threshold_in
 
 _LOST = Fraction(1, 1 << 1000)
 """A length of which float64 would not hold the parts. ``Set.finest`` sees to it that few are shorter."""
@@ -55,12 +55,12 @@ class L1Ball(Set):
             return None
         near = norm <= radius * Fraction(1 + 2.0**-40)
         # Only the exact sum tells whether a scope at the boundary is inside.
-        if near and find_threshold(view.passes, view.buffers, view.reading, radius, signed=False).within:
+        if near and threshold_in(view, radius, signed=False).within:
             return None
         aim = view.aim(self.radius)
         if aim <= _LOST:
             return view.form("scale", 0.0)
-        tau = find_threshold(view.passes, view.buffers, view.reading, aim, signed=False)
+        tau = threshold_in(view, aim, signed=False)
         return view.form("soft", tau.high, tau.low)
 
     def certify(self, view: View, form: Form, found: Moments) -> Certificate:
@@ -120,7 +120,7 @@ class Simplex(Set):
             )
         if self._holds(view):
             return None
-        tau = find_threshold(view.passes, view.buffers, view.reading, view.exactly(self.total), signed=True)
+        tau = threshold_in(view, view.exactly(self.total), signed=True)
         return view.form("shift", tau.high, tau.low)
 
     def _holds(self, view: View) -> bool:

@@ -17,7 +17,7 @@ from gradclip_core.forms import Form, from_keys, keys
 from gradclip_core.reference import tree_sum
 from gradclip_core.sets.base import Certificate, Moments, Set, View
 from gradclip_core.sets.squares import LOST, norm_within, rounding, shaved
-from gradclip_core.sets.threshold import find_threshold
+from gradclip_core.sets.threshold import threshold_in
 
 _STEPS = 12
 """Readings after which every second one halves the bracket: the roots of tangent pieces come slowly then."""
@@ -66,7 +66,7 @@ class L1capL2(Set):
         ratio, slack = float(aim1 / aim2), 1 + float(rounding(view))
         if aim1 > aim2 and (aim1**2 >= view.size * aim2**2 or sums <= ratio * math.sqrt(squares) * slack):
             return _shrunk(view, 0.0, sums, squares, aim1, aim2)
-        tau = find_threshold(view.passes, view.buffers, view.reading, aim1, signed=False)
+        tau = threshold_in(view, aim1, signed=False)
         unit = view.probe(view.form("soft", tau.high, tau.low, 1.0 / float(aim1)), "y2")["y2"]
         if aim1 <= aim2 or ratio * math.sqrt(tree_sum(unit)) <= slack:
             return view.form("soft", tau.high, tau.low)
@@ -84,7 +84,7 @@ class L1capL2(Set):
             return False
         if Fraction(sums) <= radius1 * (1 - error):
             return True
-        return find_threshold(view.passes, view.buffers, view.reading, radius1, signed=False).within
+        return threshold_in(view, radius1, signed=False).within
 
     def certify(self, view: View, form: Form, found: Moments) -> Certificate:
         """``sup_z <d, z>`` is bounded by the least of three that are attained where one bound, or both, is at work.

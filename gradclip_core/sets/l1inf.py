@@ -20,7 +20,7 @@ from gradclip_core.protocol import FloatArray
 from gradclip_core.reference import tree_sum
 from gradclip_core.rules import Site
 from gradclip_core.sets.base import Certificate, Moments, Set, View
-from gradclip_core.sets.l1l2 import total
+from gradclip_core.sets.exact import exact_total
 from gradclip_core.sets.levels import find_levels
 from gradclip_core.sets.squares import LOST
 
@@ -67,7 +67,7 @@ class L1InfBall(Set):
     def decide(self, view: View) -> Form | None:
         """See ``Set.decide``."""
         largest = view.probe(view.form("same"), "max_y")["max_y"]
-        if total(largest) <= view.exactly(self.radius):
+        if exact_total(largest) <= view.exactly(self.radius):
             return None
         aim = view.aim(self.radius, view.segments)
         if aim <= LOST * Fraction(view.largest):

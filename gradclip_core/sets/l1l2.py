@@ -16,18 +16,12 @@ import numpy as np
 from gradclip_core import validate
 from gradclip_core.axes import Axis, axes_of_units, check_axis
 from gradclip_core.forms import Form
-from gradclip_core.protocol import FloatArray
 from gradclip_core.reference import tree_sum
 from gradclip_core.rules import Site
 from gradclip_core.sets.base import Certificate, Moments, Set, View
-from gradclip_core.sets.exact import UNIT, exact_sum
+from gradclip_core.sets.exact import exact_total
 from gradclip_core.sets.squares import LOST, rounding, shaved, sum_of_norms_within
 from gradclip_core.sets.threshold import threshold_of
-
-
-def total(values: FloatArray) -> Fraction:
-    """Σ values, without rounding."""
-    return Fraction(exact_sum(values), 1 << UNIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +69,7 @@ class L1L2Ball(Set):
         """See ``Set.decide``."""
         radius, error = view.exactly(self.radius), rounding(view)
         norms = np.sqrt(view.probe(view.form("same"), "y2")["y2"])
-        found = total(norms)
+        found = exact_total(norms)
         if found <= radius * (1 - error) or (found <= radius * (1 + error) and sum_of_norms_within(view, radius)):
             return None
         # The 2-norm of the roundings of n elements is √n times one.

@@ -20,7 +20,7 @@ import numpy as np
 
 from gradclip_core.protocol import FloatArray
 from gradclip_core.reference import tree_sum
-from gradclip_core.sets.l1l2 import total
+from gradclip_core.sets.exact import exact_total
 
 READINGS = 200
 """More than ever needed: what is left then is feasible, and the certificate says how good."""
@@ -70,7 +70,7 @@ def _at_most(levels: FloatArray, counts: FloatArray, aim: Fraction) -> FloatArra
     positive = levels > 0
     if positive.any():
         shares = np.where(positive, 1.0 / np.where(counts > 0, counts, 1.0), 0.0)
-        missing = float(aim - total(levels))
+        missing = float(aim - exact_total(levels))
         levels = np.where(positive, np.maximum(levels + shares * (missing / tree_sum(shares)), 0.0), 0.0)
-    reached = total(levels)
+    reached = exact_total(levels)
     return levels if reached <= aim else levels * (float(aim / reached) * (1 - 2.0**-51))

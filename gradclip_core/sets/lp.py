@@ -13,11 +13,10 @@ from gradclip_core.precision.factors import SHAVE_GENERAL
 from gradclip_core.reference import tree_sum
 from gradclip_core.sets.balls import L2Ball, LinfBall
 from gradclip_core.sets.base import Certificate, Moments, Set, View
+from gradclip_core.sets.multiplier import find_multiplier
 
 if TYPE_CHECKING:
     from gradclip_core.rules import Rule
-
-_STEPS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,27 +95,14 @@ class LpBall(Set):
 
 
 def _multiplier(view: View, p: float, aim: float, beyond: float) -> float:
-    """An a = λ·p with ``aim·(1 - 2^-42) <= ‖z‖_p <= aim``: Newton's method on 1/‖z‖_p, in a bracket.
+    """An a = λ·p with ``aim·(1 - 2^-42) <= ‖z‖_p <= aim``.
 
     ``d‖z‖_p/da = -‖z‖_p^(1-p) · Σ z^(2p-2)/(1 + a·(p-1)·z^(p-2))``.
     """
-    wanted = aim * (1 - 2.0**-43)
-    low, high, a, off = 0.0, beyond * (1 + 2.0**-40), 0.0, math.inf
-    for _ in range(_STEPS):
+
+    def read(a: float) -> tuple[float, float]:
         found = view.probe(view.form("power", a, p, e=p), "pow_y", "steep")
         power, steep = tree_sum(found["pow_y"]), tree_sum(found["steep"])
-        norm = power ** (1 / p)
-        if aim * (1 - 2.0**-42) <= norm <= aim:
-            return a
-        if norm > wanted:
-            low = a
-        else:
-            high = a
-        before, off = off, abs(norm / wanted - 1)
-        newton = a + (norm - wanted) / wanted * (power / steep) if steep > 0 else math.inf
-        if not low < newton < high or off > before / 2:
-            newton = math.sqrt(max(low, high * 2.0**-60)) * math.sqrt(high)
-        if not low < newton < high:
-            break
-        a = newton
-    return high
+        return power ** (1 / p), power / steep if steep > 0 else math.inf
+
+    return find_multiplier(read, 0.0, 0.0, beyond * (1 + 2.0**-40), aim, 2.0**-42)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ from gradclip_core.forms import Form, Passes, Reading
 from gradclip_core.protocol import FLOAT64, Buffer, FloatArray, segments
 from gradclip_core.reference import tree_sum, widen
 from gradclip_core.sets.base import View
-from gradclip_core.tree import flatten
 
 # Squares between these are far from overflow, and what underflows beside them does not count.
 _LEAST, _MOST = 2.0**-600, 2.0**600
@@ -53,19 +52,6 @@ class Dots:
     magnitude: float
 
 
-def kept(container: Any) -> Any:
-    """The container, or a list in place of an iterator: a set is used again and again."""
-    if not isinstance(container, Iterator):
-        return container
-    leaves, tree = flatten(container)
-    return tree.rebuild(leaves)
-
-
-def total(parts: FloatArray) -> float:
-    """The sum over segments."""
-    return tree_sum(parts) if parts.size else 0.0
-
-
 def dot_error(view: View) -> float:
     """What two dots over a scope can be off together, relative to the sum of magnitudes."""
     longest = max((buffer.length for buffer in view.buffers), default=0)
@@ -99,7 +85,7 @@ def look(view: View, container: Any, asked: str) -> tuple[Normal, Dots]:
 
 def _look(view: View, companions: list[Buffer], exponent: int) -> tuple[Normal, Dots]:
     seen = view.probe(view.form("same", companions=companions), "wy", "abs_wy", "w2")
-    return Normal(companions, exponent, total(seen["w2"])), Dots(total(seen["wy"]), total(seen["abs_wy"]))
+    return Normal(companions, exponent, tree_sum(seen["w2"])), Dots(tree_sum(seen["wy"]), tree_sum(seen["abs_wy"]))
 
 
 def _exponent(view: View, companions: Sequence[Buffer], asked: str) -> int | None:
@@ -135,7 +121,7 @@ def dots(passes: Passes, values: Sequence[Buffer], companions: Sequence[Buffer])
     """The dot of two vectors that are in memory, in ``tree_sum``'s order."""
     form = Form.of("same", segments(values), companions=companions)
     found = passes.map(values, None, Reading(), form, ["wy", "abs_wy"], rounded=False)
-    return Dots(total(found[0]), total(found[1]))
+    return Dots(tree_sum(found[0]), tree_sum(found[1]))
 
 
 def refuse_beyond(view: View, largest: FloatArray, asked: str) -> None:

@@ -15,8 +15,10 @@ from gradclip_core import validate
 from gradclip_core.errors import InvalidArgumentError, show
 from gradclip_core.forms import Form
 from gradclip_core.protocol import FLOAT64
+from gradclip_core.reference import tree_sum
 from gradclip_core.sets.base import Certificate, Moments, Set, View
-from gradclip_core.sets.normals import Dots, Normal, dot_error, kept, look, refuse_beyond, total
+from gradclip_core.sets.normals import Dots, Normal, dot_error, look, refuse_beyond
+from gradclip_core.tree import kept
 
 MOMENTS_ALONG = ("wy", "w2", "y2", "d2", "rest2")
 
@@ -151,7 +153,7 @@ def _probe(view: View, normal: Normal, step: float, asked: str) -> Dots:
     """The dots with ``u - step·w``, which has to be within the range of the gradients' types."""
     seen = view.probe(view.form("along", step, companions=normal.companions), "wy", "abs_wy", "max_y")
     refuse_beyond(view, seen["max_y"], asked)
-    return Dots(total(seen["wy"]), total(seen["abs_wy"]))
+    return Dots(tree_sum(seen["wy"]), tree_sum(seen["abs_wy"]))
 
 
 def tolerance(view: View, normal: Normal, seen: Dots) -> float:
@@ -167,7 +169,7 @@ def tolerance(view: View, normal: Normal, seen: Dots) -> float:
 
 def certify_along(view: View, form: Form, found: Moments) -> Certificate:
     """Of ``y = u - t·w``, from the moments ``MOMENTS_ALONG``; ``form.c`` is the sign, 0 for a hyperplane."""
-    sums = {name: total(found[name]) for name in MOMENTS_ALONG}
+    sums = {name: tree_sum(found[name]) for name in MOMENTS_ALONG}
     bound, sign = float(form.b[0]), float(form.c[0])
     moved = math.sqrt(sums["d2"])
     size = math.sqrt(sums["y2"]) + moved

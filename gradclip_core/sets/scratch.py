@@ -13,8 +13,6 @@ from gradclip_core.members import Members
 from gradclip_core.protocol import FLOAT64, Buffer, FloatArray
 from gradclip_core.sets.base import INSIDE, Certificate, Set, View, exponent_for
 
-_ORDER_MOMENT = {1.0: "abs", 2.0: "y2", math.inf: "max_y"}
-
 
 @dataclass(slots=True)
 class Scratch:
@@ -94,8 +92,7 @@ class Scratch:
         largest = float(np.max(np.abs(self.source), initial=0.0))
         reading = Reading(exponent=exponent_for(self.onto, largest))
         view = View(self.onto, self.scope.passes, self.inputs, reading, self.arrays, 0.0, 0.0)
-        order = self.onto.order
-        name = _ORDER_MOMENT.get(order, "pow_y")
+        order, name = self.onto.order, self.onto.order_moment
         unit = math.ldexp(largest, -reading.exponent)
         moment = view.probe(view.form("same", e=order), name)[name]
         norm = _root(moment, order)

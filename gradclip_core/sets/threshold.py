@@ -8,12 +8,14 @@ They are found as a radix sort finds a quantile. A histogram over the leading 16
 elements, with the exact sum of each bin, says in which bin τ lies; the next histogram looks into
 that bin alone. At most four passes over the memory, two as a rule, whatever the values are; what
 is left at 32,768 elements or fewer is sorted, and what a histogram leaves at a sixteenth or less is
-copied out first. All sums are integers, so that no bit depends on the
-order in which they were added. docs/decisions/0008 compares it with Michelot's and Condat's methods.
+copied out first. Of large scopes a sample mostly tells at once what to copy out, see ``bracket.py``.
+All sums are exact, so that no bit depends on the order in which they were added. docs/decisions/0008
+compares it with Michelot's and Condat's methods.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,6 +24,8 @@ import numpy as np
 
 from gradclip_core.forms import Passes, Reading
 from gradclip_core.protocol import FLOAT64, Buffer, FloatArray
+from gradclip_core.sets.base import View
+from gradclip_core.sets.bracket import find_bracket
 from gradclip_core.sets.exact import Bins, as_pair, as_units, exact_sum
 
 SORTED = 1 << 15
@@ -38,16 +42,30 @@ class Threshold:
     """Whether nothing has to be subtracted: without ``signed``, ``Σ |u| <= radius``, exactly."""
 
 
+def threshold_in(view: View, radius: Fraction, *, signed: bool) -> Threshold:
+    """``find_threshold`` of a scope."""
+    return find_threshold(view.passes, view.buffers, view.reading, radius, signed=signed, largest=view.largest)
+
+
 def find_threshold(
-    passes: Passes, buffers: Sequence[Buffer], reading: Reading, radius: Fraction, *, signed: bool
+    passes: Passes,
+    buffers: Sequence[Buffer],
+    reading: Reading,
+    radius: Fraction,
+    *,
+    signed: bool,
+    largest: float = math.inf,
 ) -> Threshold:
-    """The τ with ``Σ max(u - τ, 0) = radius > 0``, of |u| where not ``signed``.
+    """The τ with ``Σ max(u - τ, 0) = radius > 0``, of |u| where not ``signed``. ``largest`` is the largest |u|.
 
     Without ``signed`` τ is not below 0: where ``Σ |u| <= radius`` it is 0.
     """
     target = as_units(radius)
     remaining = sum(buffer.length * buffer.rows for buffer in buffers)
     total, above, prefix, used = 0, 0, 0, 0
+    if bracket := find_bracket(passes, buffers, reading, float(radius), largest, signed=signed):
+        total, above, remaining = bracket.total, bracket.above, bracket.values.size
+        buffers, reading = _copied(bracket.values)
     while remaining > SORTED and used < 64:
         tally = passes.tally(buffers, reading, signed=signed, prefix=prefix, used=used)
         bins = Bins(tally, prefix, used)
@@ -61,12 +79,15 @@ def find_threshold(
         size, remaining = remaining, bins.count(k + 1) - bins.count(k)
         if SORTED < remaining <= size >> 4:  # the rest of the search is in a copy of the few
             low, high = _keys(prefix, used)
-            kept = passes.gather(buffers, reading, signed=signed, low=low, high=high)
-            buffers, reading = [Buffer(kept.ctypes.data, kept.size, FLOAT64, owner=kept)], Reading()
+            buffers, reading = _copied(passes.gather(buffers, reading, signed=signed, low=low, high=high).values)
     low, high = _keys(prefix, used)
-    rest = np.sort(passes.gather(buffers, reading, signed=signed, low=low, high=high))[::-1]
+    rest = np.sort(passes.gather(buffers, reading, signed=signed, low=low, high=high).values)[::-1]
     inside = _how_many(rest, total, above, target)
     return _solved(total + exact_sum(rest[:inside]), target, above + inside, signed)
+
+
+def _copied(values: FloatArray) -> tuple[list[Buffer], Reading]:
+    return [Buffer(values.ctypes.data, values.size, FLOAT64, owner=values)], Reading()
 
 
 def _keys(prefix: int, used: int) -> tuple[int, int]:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from gradclip_core.forms import Form, Reading
+from gradclip_core.forms import Form
 from gradclip_core.protocol import FloatArray
 from gradclip_core.reference import tree_sum
-from gradclip_core.reference_forms import load, store
 from gradclip_core.sets.base import Certificate, Moments, Set, View
-from gradclip_core.sets.normals import Normal, dots, look, owned, refuse_beyond, total, widened
+from gradclip_core.sets.given import as_written
+from gradclip_core.sets.normals import Normal, dots, look, owned, refuse_beyond, widened
 from gradclip_core.sets.planes import MOMENTS_ALONG, certify_along, into_half_space, tolerance
 from gradclip_core.surgery.qp import nonnegative
 
@@ -83,8 +83,8 @@ class Cone(Set):
     def certify(self, view: View, form: Form, found: Moments) -> Certificate:
         """The KKT conditions, of the values that were written."""
         assert isinstance(form, Combined)
-        moved = math.sqrt(total(found["d2"]))
-        size = math.sqrt(total(found["y2"])) + moved
+        moved = math.sqrt(tree_sum(found["d2"]))
+        size = math.sqrt(tree_sum(found["y2"])) + moved
         if not size:
             return Certificate(0.0, 0.0, 0.0)
         return Certificate(form.outside / size, form.residual / size, view.original(moved))
@@ -146,12 +146,11 @@ def _rounded(view: View, normals: Sequence[Normal], x: FloatArray, y: Sequence[F
     largest = [np.abs(values).max(axis=1, initial=0.0) for values in y]
     refuse_beyond(view, np.concatenate(largest), "gem")
     stored, off = [], []
-    for buffer, values in zip(view.buffers, y, strict=True):
-        kept = store(values, buffer.dtype, view.reading)
-        stored.append(load(kept, buffer.dtype, Reading(exponent=view.reading.exponent)))
+    for i, values in enumerate(y):
+        stored.append(as_written(view, i, values))
         off.append(tree_sum(((stored[-1] - values) ** 2).ravel()) if values.size else 0.0)
     found = _cosines(view, normals, stored)
-    residual = max(float(np.abs(found[x > 0]).max(initial=0.0)), math.sqrt(total(np.array(off))))
+    residual = max(float(np.abs(found[x > 0]).max(initial=0.0)), math.sqrt(tree_sum(np.array(off))))
     numbers = Form.of("given", view.segments, values=stored)
     outside = max(0.0, -float(found.min()))
     return Combined("given", numbers.a, numbers.b, numbers.c, values=stored, outside=outside, residual=residual)

@@ -8,13 +8,13 @@ from typing import Any, Unpack
 
 from gradclip_core import validate
 from gradclip_core.errors import InvalidArgumentError, show
+from gradclip_core.functions import run_in_place, run_new
 from gradclip_core.info import ClipInfo
-from gradclip_core.pipeline import finish, run
 from gradclip_core.project import Project
 from gradclip_core.sets.base import Set
-from gradclip_core.sets.normals import kept
 from gradclip_core.surgery.cone import Ahead, Cone
-from gradclip_core.validate import Common, How
+from gradclip_core.tree import kept
+from gradclip_core.validate import Common
 
 
 def agem(grads: Any, reference: Any, **how: Unpack[Common]) -> tuple[Any, ClipInfo]:
@@ -64,12 +64,12 @@ def agem(grads: Any, reference: Any, **how: Unpack[Common]) -> tuple[Any, ClipIn
     >>> y["w"].round(6).tolist(), bool(y["w"] @ ref["w"] >= 0)
     ([1.0, 1.0], True)
     """
-    return _new(grads, Ahead(kept(reference)), how, "agem")
+    return run_new(grads, Project(Ahead(kept(reference))), how, "agem")
 
 
 def agem_(grads: Any, reference: Any, **how: Unpack[Common]) -> ClipInfo:
     """``agem``, in place. Where there is no conflict nothing is written."""
-    return _in_place(grads, Ahead(kept(reference)), how, "agem_")
+    return run_in_place(grads, Project(Ahead(kept(reference))), how, "agem_")
 
 
 def gem(grads: Any, memories: Sequence[Any], *, margin: float = 0.0, **how: Unpack[Common]) -> tuple[Any, ClipInfo]:
@@ -129,12 +129,12 @@ def gem(grads: Any, memories: Sequence[Any], *, margin: float = 0.0, **how: Unpa
     >>> (y + 0.0).round(6).tolist(), info.certificate.optimality < 1e-15
     ([0.0, 1.0, 3.0], True)
     """
-    return _new(grads, _cone(memories, margin), how, "gem")
+    return run_new(grads, Project(_cone(memories, margin)), how, "gem")
 
 
 def gem_(grads: Any, memories: Sequence[Any], *, margin: float = 0.0, **how: Unpack[Common]) -> ClipInfo:
     """``gem``, in place. Where there is no conflict nothing is written."""
-    return _in_place(grads, _cone(memories, margin), how, "gem_")
+    return run_in_place(grads, Project(_cone(memories, margin)), how, "gem_")
 
 
 def _cone(memories: Any, margin: Any) -> Set:
@@ -152,12 +152,3 @@ def _cone(memories: Any, margin: Any) -> Set:
     if len(containers) == 1 and least == 0:
         return Ahead(containers[0], "gem, memories[0]")
     return Cone(containers, least)
-
-
-def _new(grads: Any, onto: Set, how: Common, asked: str) -> tuple[Any, ClipInfo]:
-    outcome = run(grads, Project(onto), How.of(how), asked, "new")
-    return finish(outcome.cargo, outcome.arrays), outcome.info
-
-
-def _in_place(grads: Any, onto: Set, how: Common, asked: str) -> ClipInfo:
-    return run(grads, Project(onto), How.of(how), asked, "memory").info

@@ -25,9 +25,10 @@ from gradclip_core.pipeline import finish
 from gradclip_core.precision.environment import ieee_arithmetic
 from gradclip_core.precision.nonfinite import refuse
 from gradclip_core.protocol import Backend, Buffer, FloatArray
+from gradclip_core.reference import tree_sum
 from gradclip_core.reference_forms import load
 from gradclip_core.rules import Site
-from gradclip_core.sets.normals import owned, total
+from gradclip_core.sets.normals import owned
 from gradclip_core.validate import Common, How
 
 
@@ -259,7 +260,7 @@ def _gram(passes: Passes, vectors: Sequence[_Vector]) -> FloatArray:
         for j, other in enumerate(vectors[: i + 1]):
             form = Form.of("same", len(one.buffers), companions=other.buffers)
             (parts,) = passes.map(one.buffers, None, one.reading, form, ["wy"], rounded=False)
-            gram[i, j] = gram[j, i] = total(parts) * other.reading.inverse
+            gram[i, j] = gram[j, i] = tree_sum(parts) * other.reading.inverse
     return gram
 
 

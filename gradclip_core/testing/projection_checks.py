@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from gradclip_core.forms import EXTREMES, FORMS, MOMENTS, Form, Passes, Reading, keys, passes_of
+from gradclip_core.forms import EXTREMES, FORMS, MOMENTS, Form, Passes, Reading, from_keys, keys, passes_of
 from gradclip_core.protocol import FLOAT64, Backend, Buffer, DType, FloatArray
 from gradclip_core.reference import widen
 from gradclip_core.reference_forms import PASSES as REFERENCE
 from gradclip_core.reference_forms import load
+from gradclip_core.sets.exact import exact_sum
 from gradclip_core.testing import cases
 from gradclip_core.testing.memory import Memory, Stored
 
@@ -209,6 +210,8 @@ class ProjectionChecks:
         tables += [(case, Reading(), [(named[case][None], self.dtype)]) for case in ("all-magnitudes", "subnormals")]
         near = cases.stored(1.0 + cases.generator(self.dtype, 60).integers(0, 1 << 20, 3000) * 2.0**-52, self.dtype)
         tables.append(("alike", Reading(), [(near[None], self.dtype)]))
+        one_exponent = cases.stored(1 + cases.generator(self.dtype, 61).random(5000, np.float32), self.dtype)
+        tables.append(("one-exponent", Reading(), [(one_exponent[None], self.dtype)]))
         shapes = ((1, 1), (0, 2), (64, 40), (4097, 1))
         tables.append(("rows", Reading(), [self._array(Reading(), length, rows) for length, rows in shapes]))
         if self.thorough:
@@ -237,9 +240,14 @@ class ProjectionChecks:
         for low, high in ((0, (1 << 64) - 1), (quarter, middle), (middle, middle), (middle + 1, middle)):
             found = self.passes.gather(buffers, reading, signed=signed, low=low, high=high)
             expected = REFERENCE.gather(buffers, reading, signed=signed, low=low, high=high)
-            if found.size != expected.size:
-                raise ProjectionError(f"{found.size} elements in a range of keys that holds {expected.size}")
-            _same("the elements, sorted,", np.sort(found), np.sort(expected))
+            if found.values.size != expected.values.size:
+                raise ProjectionError(f"{found.values.size} elements in a range that holds {expected.values.size}")
+            _same("the elements, sorted,", np.sort(found.values), np.sort(expected.values))
+            if found.above != expected.above:
+                raise ProjectionError(f"{found.above} elements above a range that {expected.above} are above")
+            above = from_keys(ordered[ordered > np.uint64(high)])
+            if _adds_exactly(above) and exact_sum(np.asarray(found.sums, np.float64)) != exact_sum(above):
+                raise ProjectionError("the elements above a range do not add up to the sums that came back")
 
     # ---- what must not be written --------------------------------------------------------------
 
@@ -259,6 +267,14 @@ class ProjectionChecks:
         buffer = self.memory.put(*self._array(Reading(), 20_000))
         if self.memory.written_by(buffer, lambda: _discard(call(buffer))):
             raise ProjectionError(f"{what} wrote to the memory that it read")
+
+
+def _adds_exactly(v: FloatArray) -> bool:
+    """Whether no sum of 4096 of them is rounded: all are multiples of one number, and within 2^41 of it."""
+    fraction, exponent = np.frexp(v[v != 0])
+    significand = (np.abs(fraction) * 2.0**53).astype(np.int64)
+    last = exponent - 53 + np.log2(significand & -significand).astype(np.int64)
+    return v.size == 0 or int(exponent.max(initial=0)) - int(last.min(initial=0)) <= 41
 
 
 def mixed(passes: Passes, memory: Memory, dtypes: Sequence[DType]) -> Iterator[Case]:

@@ -7,12 +7,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gradclip_core.forms import Form, Reading, Tally
+from gradclip_core.forms import Form, Gathered, Reading, Tally
 from gradclip_core.protocol import BFLOAT16, Buffer, FloatArray
 from gradclip_core.reference import rows_of
 from gradclip_core.reference_forms import NumpyPasses, load
 
-from .search_liars import OneBinOff, SignForgotten, SumsOneUnitOff, TwoZeros, UpperEdgeForgotten
+from .search_liars import (
+    OneBinOff,
+    RangeCountedToo,
+    SignForgotten,
+    SumsInFloat32,
+    SumsOneUnitOff,
+    TwoZeros,
+    UpperEdgeForgotten,
+)
 
 
 class LastElementForgotten(NumpyPasses):
@@ -174,7 +182,7 @@ class WritesWhatItReads(NumpyPasses):
         _rewrite(buffers)
         return super().tally(buffers, reading, signed=signed, prefix=prefix, used=used)
 
-    def gather(self, buffers: Sequence[Buffer], reading: Reading, *, signed: bool, low: int, high: int) -> FloatArray:
+    def gather(self, buffers: Sequence[Buffer], reading: Reading, *, signed: bool, low: int, high: int) -> Gathered:
         _rewrite(buffers)
         return super().gather(buffers, reading, signed=signed, low=low, high=high)
 
@@ -200,7 +208,7 @@ class ReadsWithout(NumpyPasses):
         with np.errstate(all="ignore"):
             return super().tally(buffers, self.without(reading), signed=signed, prefix=prefix, used=used)
 
-    def gather(self, buffers: Sequence[Buffer], reading: Reading, *, signed: bool, low: int, high: int) -> FloatArray:
+    def gather(self, buffers: Sequence[Buffer], reading: Reading, *, signed: bool, low: int, high: int) -> Gathered:
         return super().gather(buffers, self.without(reading), signed=signed, low=low, high=high)
 
     def without(self, reading: Reading) -> Reading:
@@ -300,6 +308,8 @@ PASSES_LIARS: dict[type[NumpyPasses], set[str]] = {
     OneBinOff: {"tally"},
     SumsOneUnitOff: {"tally"},
     UpperEdgeForgotten: {"gather"},
+    RangeCountedToo: {"gather"},
+    SumsInFloat32: {"gather"},
     SignForgotten: {"tally", "gather"},
     TwoZeros: {"tally"},
 }

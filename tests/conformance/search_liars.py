@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
-from gradclip_core.forms import Reading, Tally, keys
-from gradclip_core.protocol import Buffer, FloatArray
+from gradclip_core.forms import Gathered, Reading, Tally, keys
+from gradclip_core.protocol import Buffer
 from gradclip_core.reference import rows_of
 from gradclip_core.reference_forms import NumpyPasses, load
 
@@ -36,8 +37,25 @@ class SumsOneUnitOff(NumpyPasses):
 class UpperEdgeForgotten(NumpyPasses):
     """``low <= key < high``."""
 
-    def gather(self, buffers: Sequence[Buffer], reading: Reading, *, signed: bool, low: int, high: int) -> FloatArray:
+    def gather(self, buffers: Sequence[Buffer], reading: Reading, *, signed: bool, low: int, high: int) -> Gathered:
         return super().gather(buffers, reading, signed=signed, low=low, high=max(0, high - 1))
+
+
+class RangeCountedToo(NumpyPasses):
+    """The elements of the range among those above it."""
+
+    def gather(self, buffers: Sequence[Buffer], reading: Reading, *, signed: bool, low: int, high: int) -> Gathered:
+        found = super().gather(buffers, reading, signed=signed, low=low, high=high)
+        return dataclasses.replace(found, above=found.above + found.values.size)
+
+
+class SumsInFloat32(NumpyPasses):
+    """What is above the range, added up in float32."""
+
+    def gather(self, buffers: Sequence[Buffer], reading: Reading, *, signed: bool, low: int, high: int) -> Gathered:
+        found = super().gather(buffers, reading, signed=signed, low=low, high=high)
+        with np.errstate(over="ignore"):
+            return dataclasses.replace(found, sums=np.nan_to_num(found.sums.astype(np.float32).astype(np.float64)))
 
 
 class SignForgotten(NumpyPasses):
@@ -46,7 +64,7 @@ class SignForgotten(NumpyPasses):
     def tally(self, buffers: Sequence[Buffer], reading: Reading, *, signed: bool, prefix: int, used: int) -> Tally:
         return super().tally(buffers, reading, signed=False, prefix=prefix, used=used)
 
-    def gather(self, buffers: Sequence[Buffer], reading: Reading, *, signed: bool, low: int, high: int) -> FloatArray:
+    def gather(self, buffers: Sequence[Buffer], reading: Reading, *, signed: bool, low: int, high: int) -> Gathered:
         return super().gather(buffers, reading, signed=False, low=low, high=high)
 
 

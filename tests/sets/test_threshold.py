@@ -11,8 +11,8 @@ import pytest
 
 import gradclip_core as gc
 from gradclip_core import sets
-from gradclip_core.forms import Reading, Tally
-from gradclip_core.protocol import FLOAT64, Buffer, FloatArray
+from gradclip_core.forms import Gathered, Reading, Tally
+from gradclip_core.protocol import FLOAT64, Buffer
 from gradclip_core.reference_forms import NumpyPasses
 from gradclip_core.sets.threshold import SORTED, find_threshold
 
@@ -29,7 +29,7 @@ class Counting(NumpyPasses):
         self.tallies += 1
         return super().tally(buffers, reading, signed=signed, prefix=prefix, used=used)
 
-    def gather(self, buffers: Sequence[Buffer], reading: Reading, *, signed: bool, low: int, high: int) -> FloatArray:
+    def gather(self, buffers: Sequence[Buffer], reading: Reading, *, signed: bool, low: int, high: int) -> Gathered:
         self.gathers += 1
         return super().gather(buffers, reading, signed=signed, low=low, high=high)
 

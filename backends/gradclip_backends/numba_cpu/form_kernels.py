@@ -22,7 +22,7 @@ _SOFT, _SHIFT, _SCALE, _CLAMP, _SECULAR, _POWER, _ALONG, _GIVEN = (
 )
 (
     _Y2, _DY, _D2, _ABS, _SUM, _COUNT, _MAX_Y, _LOW_Y, _MAX_D, _TOP_D,
-    _MAX_E, _WY, _W2, _WY2, _SLOPE, _D2_W, _LOW_W, _POW_Y, _POW_D, _STEEP,
+    _MAX_E, _WY, _W2, _WY2, _SLOPE, _D2_W, _POW_Y, _POW_D, _STEEP,
     _ABS_WY, _REST2, _ABS_D,
 ) = range(len(MOMENTS))  # fmt: skip
 TILE = 4 * LANES
@@ -174,9 +174,6 @@ def terms_block(moment: Any, u: Any, y: Any, w: Any, n: Any, a: Any, b: Any, e: 
     elif moment == _D2_W:
         for i in range(n):
             t[i] = (u[i] - y[i]) * (u[i] - y[i]) / w[i]
-    elif moment == _LOW_W:
-        for i in range(n):
-            t[i] = w[i]
     elif moment == _POW_Y:
         for i in range(n):
             t[i] = abs(y[i]) ** e

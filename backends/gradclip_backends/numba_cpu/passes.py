@@ -12,7 +12,7 @@ from gradclip_backends.numba_cpu import form_kernels, pool, tally_kernels
 from gradclip_backends.numba_cpu.backend import Table, tables
 from gradclip_backends.numba_cpu.elements import TAGS
 from gradclip_backends.numba_cpu.kernels import BLOCK
-from gradclip_core.forms import BINS, FORMS, MOMENTS, Form, Reading, Tally, from_keys
+from gradclip_core.forms import BINS, FORMS, MOMENTS, Form, Gathered, Reading, Tally, from_keys
 from gradclip_core.protocol import FLOAT64, Buffer, FloatArray, segments
 
 _tally_range: Any = tally_kernels.tally_range
@@ -113,9 +113,9 @@ class NumbaPasses:
             total += part
         return Tally(*(np.ascontiguousarray(column) for column in total.T))
 
-    def gather(self, buffers: Sequence[Buffer], reading: Reading, *, signed: bool, low: int, high: int) -> FloatArray:
+    def gather(self, buffers: Sequence[Buffer], reading: Reading, *, signed: bool, low: int, high: int) -> Gathered:
         """See ``Passes.gather``. In the order of memory within each dtype."""
-        found: list[tuple[int, int, FloatArray]] = []
+        found: list[tuple[int, int, int, FloatArray, FloatArray]] = []
         ends = from_keys(np.array([low, high], np.uint64))
         ends = np.where(np.isnan(ends), [-np.inf, np.inf], ends)  # keys beyond the infinities
 
@@ -125,8 +125,9 @@ class NumbaPasses:
             def work(start: int, stop: int) -> None:
                 # Room for all of them, and one behind; pages that are not written to cost nothing.
                 out = np.empty((stop - start) * BLOCK + 1)
-                count: int = _gather_range(*ask, start, stop, out)
-                found.append((number, start, out[:count].copy()))
+                sums = np.empty(stop - start)
+                count, above = _gather_range(*ask, start, stop, out, sums)
+                found.append((number, start, above, out[:count].copy(), sums))
 
             return work
 
@@ -134,7 +135,9 @@ class NumbaPasses:
             if table.blocks:
                 pool.run(kernel(table, number), table.blocks, table.bytes)
         found.sort(key=lambda part: part[:2])
-        return np.concatenate([part for _, _, part in found]) if found else np.zeros(0)
+        none = np.zeros(0)
+        values, sums = (np.concatenate([none, *(part[column] for part in found)]) for column in (3, 4))
+        return Gathered(values, sum(int(part[2]) for part in found), sums)
 
 
 def _alike(buffers: Sequence[Buffer], companions: Sequence[Buffer]) -> list[list[int]]:

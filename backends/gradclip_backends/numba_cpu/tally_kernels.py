@@ -9,7 +9,7 @@ import numpy as np
 from gradclip_backends.numba_cpu.elements import bits_of, view
 from gradclip_backends.numba_cpu.form_kernels import load_block
 from gradclip_backends.numba_cpu.jit import jit
-from gradclip_backends.numba_cpu.kernels import BLOCK, find_segment
+from gradclip_backends.numba_cpu.kernels import BLOCK, LANES, find_segment, fold
 
 _SIGN = np.uint64(1 << 63)
 _FRACTION = np.uint64((1 << 52) - 1)
@@ -43,8 +43,9 @@ def tally_range(
         n = min(BLOCK, lengths[s] - done)
         load_block(view(pointers[s] + np.uint64(done * itemsize), n, tag), n, inverse, exponent, sanitize, top, u)
         lows: Any = np.uint64(0)
-        for i in range(n):
-            lows |= bits_of(u[i])
+        if used == 0:
+            for i in range(n):
+                lows |= bits_of(u[i])
         if used == 0 and lows & _LOW == 0:  # as all types narrower than float64 are, scaled by powers of two
             for i in range(n):
                 bits = bits_of(u[i] + 0.0)
@@ -70,11 +71,19 @@ def tally_range(
 @jit
 def gather_range(
     tag: Any, itemsize: Any, top: Any, pointers: Any, lengths: Any, first: Any,
-    inverse: Any, exponent: Any, sanitize: Any, signed: Any, low: Any, high: Any, start: Any, stop: Any, out: Any,
+    inverse: Any, exponent: Any, sanitize: Any, signed: Any, low: Any, high: Any,
+    start: Any, stop: Any, out: Any, sums: Any,
 ) -> Any:  # fmt: skip
-    """Copy the elements from ``low`` to ``high``, numbers, to the beginning of ``out``. Returns how many."""
-    u = np.empty(BLOCK)
+    """Copy the elements from ``low`` to ``high``, numbers, to the beginning of ``out``; add up those above.
+
+    Returns how many were copied, and how many are above. ``sums`` has a place for each block. Few
+    elements are copied, as a rule: a mask of bytes, which vectorises, is looked at by eights.
+    """
+    u, lanes = np.empty(BLOCK), np.empty(LANES)
+    inside = np.zeros(BLOCK, np.uint8)
+    eights = inside.view(np.uint64)
     at: Any = 0
+    above: Any = 0
     s = find_segment(first, start)
     for block in range(start, stop):
         while first[s + 1] <= block:
@@ -86,6 +95,21 @@ def gather_range(
             for i in range(n):
                 u[i] = abs(u[i])
         for i in range(n):
-            out[at] = u[i]  # the next overwrites it, if it is none of them
-            at += np.int64((u[i] >= low) & (u[i] <= high))
-    return at
+            inside[i] = (u[i] >= low) & (u[i] <= high)
+        for i in range(n, BLOCK):
+            inside[i] = 0
+        for eight in range(eights.size):
+            if eights[eight]:
+                for i in range(8 * eight, 8 * eight + 8):
+                    out[at] = u[i]  # the next overwrites it, if it is none of them
+                    at += np.int64(inside[i])
+        for i in range(n):
+            above += u[i] > high
+        for k in range(LANES):
+            lanes[k] = 0.0
+        for row in range((n + LANES - 1) // LANES):
+            for k in range(min(LANES, n - row * LANES)):
+                v = u[row * LANES + k]
+                lanes[k] += v if v > high else 0.0
+        sums[block - start] = fold(lanes)
+    return at, above
