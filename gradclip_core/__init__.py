@@ -6,6 +6,8 @@
 5.0
 """
 
+from gradclip_core.amp.clipper import Clipper
+from gradclip_core.amp.scaler import LossScaler, LossScaleWarning
 from gradclip_core.errors import (
     BackendError,
     ContainerError,
@@ -16,6 +18,7 @@ from gradclip_core.errors import (
     UnsafeMemoryError,
     UnsupportedArrayError,
 )
+from gradclip_core.explain import explain
 from gradclip_core.functions import (
     adaptive_clip,
     adaptive_clip_,
@@ -46,11 +49,14 @@ __all__ = [
     "BackendError",
     "Chain",
     "ClipInfo",
+    "Clipper",
     "ContainerError",
     "GlobalNorm",
     "GradClipError",
     "GroupNorm",
     "InvalidArgumentError",
+    "LossScaleWarning",
+    "LossScaler",
     "NonFiniteGradientError",
     "Plan",
     "Project",
@@ -73,6 +79,7 @@ __all__ = [
     "clip_by_projection_",
     "clip_by_value",
     "clip_by_value_",
+    "explain",
     "global_norm",
     "plan",
 ]

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from gradclip_core.sets.base import Certificate
 
 T = TypeVar("T")
-Details = tuple[dict[str, float], dict[str, float], list[str]]
+Details = tuple[dict[str, float], dict[str, float], dict[str, tuple[int, int]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,8 @@ class Facts:
     scale: float
     clipped: bool
     skipped: bool
-    nonfinite: int
+    infs: int
+    nans: int
     certificate: Certificate | None = None
 
 
@@ -45,7 +46,8 @@ class ClipInfo:
         where arrays got different ones. 1 if skipped, 0 if zeroed.
     clipped : whether the rule changed anything. Unscaling alone is no clipping.
     skipped : whether non-finite values made ``"skip"`` or ``"zero"`` give up this step.
-    nonfinite : how many elements were infinite or NaN.
+    nonfinite, infs, nans : how many elements were infinite or NaN; infinite; NaN. Infinite gradients are what overflows
+        look like, in half precision under a loss scale.
     certificate : evidence that a projection is one, see ``gradclip_core.sets.Certificate``: computed from what was
         written; for norm clipping with ord=2 and clipping by value, which are projections on balls and a box, from
         the decision. Of several scopes the worst. None for rules that are no Euclidean projection, for a skipped
@@ -55,8 +57,9 @@ class ClipInfo:
     norms : path of each array -> its norm before.
     scales : path of each array -> the factor put on it (the smallest of its units').
     culprits : paths of the arrays with non-finite elements.
+    counts : path of each of the culprits -> how many of its elements were infinite, and how many NaN.
 
-    The last three are computed when they are first read.
+    The last four are computed when they are first read.
 
     Raises
     ------
@@ -76,6 +79,7 @@ class ClipInfo:
         self.passed_over = passed_over
         self._make_facts = facts
         self._make_details = details
+        self._heeded = False
 
     @cached_property
     def _facts(self) -> Facts:
@@ -108,12 +112,37 @@ class ClipInfo:
     @property
     def skipped(self) -> bool:
         """Whether non-finite values made ``"skip"`` or ``"zero"`` give up this step."""
+        self._heeded = True
         return self._facts.skipped
+
+    @property
+    def heeded(self) -> bool:
+        """Whether anybody has read ``skipped`` so far. A ``Clipper`` insists on it."""
+        return self._heeded
+
+    def peek_skipped(self) -> bool:
+        """``skipped``, without being taken for somebody who acts on it."""
+        return self._facts.skipped
+
+    @property
+    def known(self) -> bool:
+        """Whether the numbers are on the host, so that reading them waits for nothing."""
+        return "_facts" in self.__dict__
 
     @property
     def nonfinite(self) -> int:
         """How many elements were infinite or NaN."""
-        return self._facts.nonfinite
+        return self._facts.infs + self._facts.nans
+
+    @property
+    def infs(self) -> int:
+        """How many elements were infinite."""
+        return self._facts.infs
+
+    @property
+    def nans(self) -> int:
+        """How many elements were NaN."""
+        return self._facts.nans
 
     @property
     def certificate(self) -> Certificate | None:
@@ -133,16 +162,21 @@ class ClipInfo:
     @property
     def culprits(self) -> list[str]:
         """Paths of the arrays with non-finite elements."""
+        return list(self._details[2])
+
+    @property
+    def counts(self) -> Mapping[str, tuple[int, int]]:
+        """Path of each array with non-finite elements -> how many were infinite, and how many NaN."""
         return self._details[2]
 
     def __repr__(self) -> str:
         # Printing must not wait for a device, as a debugger would make it do.
-        if "_facts" not in self.__dict__:
+        if not self.known:
             return f"ClipInfo(on the device, backend={self.backend!r})"
         return f"ClipInfo({', '.join(f'{k}={v!r}' for k, v in self._known().items())})"
 
     def _known(self) -> dict[str, object]:
-        names = ("norm", "clipped_norm", "scale", "clipped", "skipped", "nonfinite")
+        names = ("norm", "clipped_norm", "scale", "clipped", "skipped", "infs", "nans")
         return {
             **{name: getattr(self._facts, name) for name in names},
             **({} if self._facts.certificate is None else {"certificate": self._facts.certificate}),

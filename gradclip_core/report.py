@@ -107,7 +107,8 @@ def _facts(names: Names, story: Story) -> Facts:
         scale=float(np.min(_factors(names, story.decided))) if names.arrays else inverse,
         clipped=any(here.decision.clipped for here in story.decided),
         skipped=last.skipped,
-        nonfinite=int(first.measured.nonfinite.sum()),
+        infs=int(first.measured.found.infs.sum()),
+        nans=int(first.measured.found.nans.sum()),
         certificate=story.certificate,
     )
 
@@ -128,10 +129,11 @@ def _details(names: Names, decided: Sequence[Decided]) -> Details:
     ids = array_ids(rows)
     norms = scope_norms(first.measured, ids, rows.size).value(first.stage.inverse).tolist()
     scales = _factors(names, decided).tolist()
-    counts = np.bincount(ids, first.measured.nonfinite, rows.size)
+    found = first.measured.found
+    infs, nans = (np.bincount(ids, n, rows.size).astype(np.int64).tolist() for n in (found.infs, found.nans))
     leaves = list(zip(names.index, names.tree.paths, strict=True))
     return (
         {path: norms[i] for i, path in leaves},
         {path: scales[i] for i, path in leaves},
-        [path for i, path in leaves if counts[i]],
+        {path: (infs[i], nans[i]) for i, path in leaves if infs[i] or nans[i]},
     )

@@ -144,6 +144,12 @@ class How:
             # Only the device knows it, and is asked there: reading it here would wait for it.
             object.__setattr__(self, "device_scale", self.loss_scale)
             object.__setattr__(self, "loss_scale", 1.0)
+        if callable(getattr(self.loss_scale, "get_scale", None)):
+            raise InvalidArgumentError(
+                f"loss_scale={show(self.loss_scale)}",
+                f"a {type(self.loss_scale).__name__} is more than a number: it has to be updated, and steps skipped",
+                "Use Clipper(rule, loss_scaler), or pass loss_scale=scaler.get_scale() and do both yourself",
+            )
         scale = positive("loss_scale", self.loss_scale)
         # 1/loss_scale has to be a normal float64, or unscaling would lose bits.
         if not 2.0**-1022 <= scale <= 2.0**1022:

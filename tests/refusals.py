@@ -42,3 +42,12 @@ def refuses(
     assert caught.value.cure
     assert "\n" not in caught.value.seen
     assert {name: array.tobytes() for name, array in given.items()} == before
+
+
+@contextmanager
+def says(error: type[gc.GradClipError], *words: str) -> Iterator[None]:
+    """The class, and words of the sentence, where no gradients are at hand."""
+    with pytest.raises(error) as caught:
+        yield
+    assert type(caught.value) is error
+    assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)

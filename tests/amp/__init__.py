@@ -1,0 +1,1 @@
+"""Mixed precision: the loss scale, the Clipper, and half precision."""
