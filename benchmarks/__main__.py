@@ -7,9 +7,9 @@ for CUDA and CuPy; ``gpu-host`` needs CuPy and no device, and writes its figures
 
 import sys
 
-from benchmarks import bench_clip, bench_gpu, bench_gpu_host, bench_projection
+from benchmarks import bench_amp, bench_clip, bench_gpu, bench_gpu_host, bench_projection
 
-ON_THE_CPU = {"gpt2": bench_clip.run_gpt2, "small": bench_clip.run_small}
+ON_THE_CPU = {"gpt2": bench_clip.run_gpt2, "small": bench_clip.run_small, "amp": bench_amp.run}
 BENCHMARKS = {
     **ON_THE_CPU,
     "projection": bench_projection.run,

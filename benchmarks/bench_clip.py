@@ -36,26 +36,32 @@ def run(name: str, shapes: list[tuple[int, ...]], dtypes: tuple[str, ...], repea
         for param in params:
             param.grad = (torch.randn(param.shape) * 1e-4).to(param.dtype)
         stored = sum(param.nbytes for param in params)
-        seconds = interleaved(calls(torch, params, stored, threads), repeats)
-        for what, times in seconds.items():
-            peer = seconds.get(what.replace("ours", "torch").removesuffix(", NumPy alone"), times)
-            low, middle, high = (1e3 * q for q in np.quantile(times, [0.25, 0.5, 0.75]))
-            rows.append(
-                {
-                    "torch": torch.__version__,
-                    "dtype": dtype,
-                    "threads": threads,
-                    "what": what,
-                    "ms_q25": f"{low:.2f}",
-                    "ms_median": f"{middle:.2f}",
-                    "ms_q75": f"{high:.2f}",
-                    "gradient_GB_per_s": f"{stored / middle / 1e6:.1f}",
-                    "times_torch": f"{np.median(peer / times):.2f}",
-                }
-            )
-            shown = "{dtype:9} {what:29} {ms_median:>8} ms {gradient_GB_per_s:>6} GB/s of gradient {times_torch:>6} x"
-            print(shown.format(**rows[-1]))
+        rows += timed_rows(torch, dtype, stored, threads, interleaved(calls(torch, params, stored, threads), repeats))
     print(f"appended to {append(name, rows)}")
+
+
+def timed_rows(torch: Any, data: str, stored: int, threads: int, seconds: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each call, beside torch's of the same name; printed."""
+    rows = []
+    for what, times in seconds.items():
+        peer = seconds.get(what.replace("ours", "torch").removesuffix(", NumPy alone"), times)
+        low, middle, high = (1e3 * q for q in np.quantile(times, [0.25, 0.5, 0.75]))
+        rows.append(
+            {
+                "torch": torch.__version__,
+                "dtype": data,
+                "threads": threads,
+                "what": what,
+                "ms_q25": f"{low:.2f}",
+                "ms_median": f"{middle:.2f}",
+                "ms_q75": f"{high:.2f}",
+                "gradient_GB_per_s": f"{stored / middle / 1e6:.1f}",
+                "times_torch": f"{np.median(peer / times):.2f}",
+            }
+        )
+        shown = "{dtype:9} {what:34} {ms_median:>8} ms {gradient_GB_per_s:>6} GB/s of gradient {times_torch:>6} x"
+        print(shown.format(**rows[-1]))
+    return rows
 
 
 def calls(torch: Any, params: list[Any], stored: int, threads: int) -> dict[str, Callable[[], object]]:

@@ -6,12 +6,14 @@
 5.0
 """
 
+from gradclip_core.adaptive import adaptive_clip, adaptive_clip_
 from gradclip_core.amp.clipper import Clipper
 from gradclip_core.amp.scaler import LossScaler, LossScaleWarning
 from gradclip_core.errors import (
     BackendError,
     ContainerError,
     GradClipError,
+    GradientUnderflowError,
     InvalidArgumentError,
     NonFiniteGradientError,
     ReadOnlyError,
@@ -20,8 +22,6 @@ from gradclip_core.errors import (
 )
 from gradclip_core.explain import explain
 from gradclip_core.functions import (
-    adaptive_clip,
-    adaptive_clip_,
     clip,
     clip_,
     clip_by_global_norm,
@@ -35,6 +35,7 @@ from gradclip_core.functions import (
     global_norm,
     plan,
 )
+from gradclip_core.half import to_half
 from gradclip_core.info import ClipInfo
 from gradclip_core.planned import Plan
 from gradclip_core.project import Project
@@ -53,6 +54,7 @@ __all__ = [
     "ContainerError",
     "GlobalNorm",
     "GradClipError",
+    "GradientUnderflowError",
     "GroupNorm",
     "InvalidArgumentError",
     "LossScaleWarning",
@@ -82,4 +84,5 @@ __all__ = [
     "explain",
     "global_norm",
     "plan",
+    "to_half",
 ]

@@ -67,7 +67,11 @@ def run_on_device(
     if len(stages) > 1:
         # A later rule's kernels must not fail to compile once the first has written.
         dtypes = [docked.dtype for docked in cargo.arrays]
-        backend.prepare(cargo.device, dtypes, [(stage.rule.order, isinstance(stage.rule, Value)) for stage in stages])
+        backend.prepare(
+            cargo.device,
+            dtypes,
+            [*((stage.rule.order, isinstance(stage.rule, Value)) for stage in stages), (stages[0].rule.order, False)],
+        )
     for number, stage in enumerate(stages):
         flats = _flats(backend, current, stage.axes)
         buffers = [flat.buffer for flat in flats]
@@ -85,7 +89,12 @@ def run_on_device(
             targets = [docked.door.new_like(docked) for docked in current]
             _write(backend, current, targets, flats, stage.axes, answer)
             current = targets
-    if isinstance(stages[-1].rule, Value):
+    if stages[-1].rule.order != stages[0].rule.order:
+        # A chain reports both norms in its first rule's order.
+        buffers = [flat.buffer for flat in _flats(backend, current, [None] * len(current))]
+        endless = Scopes(np.zeros(len(buffers), np.int64), np.array([np.inf]))
+        after = backend.decide(buffers, Case(stages[0].rule.order, "propagate", 1.0, scopes=endless), done[-1].answer)
+    elif isinstance(stages[-1].rule, Value):
         # What the clipped elements add up to can only be known from what was written.
         buffers = [flat.buffer for flat in _flats(backend, current, [None] * len(current))]
         after = backend.measure_clipped(buffers, stages[-1].rule.order, done[-1].answer)
@@ -205,8 +214,9 @@ def _story(done: Sequence[_Asked], after: Answer | None, asked: str) -> Story:
         if decided[-1].skipped:
             return Story(decided, decided[-1].decision.clipped_norm)
     norm = decided[-1].decision.clipped_norm
-    if norm is None and after is not None:
-        measured = _measured(done[-1].stage, after.read())
+    mixed = done[-1].stage.rule.order != done[0].stage.rule.order
+    if after is not None and (norm is None or mixed):
+        measured = _measured(done[0].stage, after.read())
         norm = float(scope_norms(measured, np.zeros(measured.found.sums.size, np.int64), 1).value()[0])
     return Story(decided, norm)
 

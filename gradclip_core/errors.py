@@ -63,5 +63,9 @@ def no_memory_for(device: str, shape: tuple[int, ...], error: Exception) -> Back
     return BackendError(f"allocating a new array of shape {shape}", f"{device} is out of memory ({error})", cure)
 
 
+class GradientUnderflowError(GradClipError, FloatingPointError):
+    """``underflow="raise"`` met elements that the factor would make zero. No gradient was touched."""
+
+
 class NonFiniteGradientError(GradClipError, FloatingPointError):
     """``nonfinite="raise"`` met an infinity or a NaN. No gradient was touched."""

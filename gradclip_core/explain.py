@@ -23,7 +23,8 @@ def explain(info: ClipInfo) -> str:
     str
         The norm before, over how many arrays, and the array that holds most of it, where one does: its
         norm's share of the whole norm (of norms, not of their squares). The norm after,
-        if clipped. Which elements were infinite or NaN, and whether the step was skipped.
+        if clipped. Which elements were infinite or NaN, how many finite ones unscaling would make infinite, and
+        whether the step was skipped.
 
     Examples
     --------
@@ -34,18 +35,27 @@ def explain(info: ClipInfo) -> str:
     """
     if not isinstance(info, ClipInfo):
         raise InvalidArgumentError(
-            f"explain({show(info)})", f"a {type(info).__name__} is no report", "Pass the ClipInfo that a call returned"
+            f"explain({show(info)})",
+            f"a {type(info).__name__} is no report",
+            "Pass the ClipInfo that a call returned, or plan.info",
         )
     parts = [f"norm {info.norm:.3g} over {_plural(len(info.norms), 'array')}"]
     if (telling := _telling(info)) is not None:
         parts[0] += f", of which {telling}"
     facts = []
     if info.clipped and not info.peek_skipped():
-        facts.append(f"clipped to {info.clipped_norm:.3g}")
+        facts.append(f"clipped to {info.clipped_norm:.3g}" if not math.isnan(info.clipped_norm) else "NaN went through")
     trouble = [_trouble(path, infs, nans) for path, (infs, nans) in info.counts.items()]
-    if trouble:
-        shown = ", ".join(trouble[:3]) + (f" and those of {len(trouble) - 3} more arrays" if len(trouble) > 3 else "")
-        facts.append(shown + (" and the step was skipped" if info.peek_skipped() else ""))
+    shown = ", ".join(trouble[:3])
+    if len(trouble) > 3:
+        shown += f", and some of {_plural(len(trouble) - 3, 'more array')}"
+    facts += [shown] if shown else []
+    if info.overflow:
+        facts.append(f"{_plural(info.overflow, 'finite element')} {_was(info.overflow)} too large once unscaled")
+    if info.peek_skipped():
+        facts[-1] += ", so the step was skipped" + (" and its gradients set to 0" if info.scale == 0 else "")
+    if info.underflow:
+        facts.append(f"{_plural(info.underflow, 'element')} became 0")
     return "; ".join(parts + facts)
 
 
@@ -58,11 +68,14 @@ def _telling(info: ClipInfo) -> str | None:
 
 
 def _trouble(path: str, infs: int, nans: int) -> str:
-    kinds = [f"{n} {what}" for n, what in ((infs, "infinite"), (nans, "NaN")) if n]
-    if len(kinds) == 2:
-        return f"{_plural(infs + nans, 'element')} of '{path}' were {' and '.join(kinds)}"
+    if infs and nans:
+        return f"{_plural(infs, 'element')} of '{path}' {_was(infs)} infinite and {nans} NaN"
     count, word = (infs, "infinite") if infs else (nans, "NaN")
-    return f"{_plural(count, 'element')} of '{path}' {'was' if count == 1 else 'were'} {word}"
+    return f"{_plural(count, 'element')} of '{path}' {_was(count)} {word}"
+
+
+def _was(count: int) -> str:
+    return "was" if count == 1 else "were"
 
 
 def _plural(count: int, what: str) -> str:

@@ -26,6 +26,7 @@ FORMS = {
     "shift": "y = max((u - a) - b, 0)",
     "scale": "y = u · a",
     "clamp": "y = min(max(u, -a), a)",
+    "fit": "y = min(max(u · a, b), c), NaN staying NaN",
     "secular": "y = u / (1 + a·w)",
     "power": "y = ± z, where z >= 0 solves z + a·z^(b-1) = |u|, minus where u < 0",
     "along": "y = u - a·w",
@@ -149,8 +150,10 @@ class Passes(Protocol):
     ) -> FloatArray:
         """Make y, write it to ``out`` if there is one, and return ``(moments, segments)``.
 
-        ``rounded``: y is rounded to the storage type, once, to nearest, ties to even, before its
-        moments are taken, as it has to be where it is written.
+        ``out[i]`` may be of another storage type than ``buffers[i]``; it then is other memory, of as
+        many rows and elements. ``rounded``: y is rounded to the storage type of ``out[i]`` (of
+        ``buffers[i]`` without ``out``), once, to nearest, ties to even, before its moments are
+        taken, as it has to be where it is written.
         """
         ...
 

@@ -9,16 +9,14 @@ import numpy as np
 
 from gradclip_core import validate
 from gradclip_core.arrays.dock import unload
-from gradclip_core.axes import Axis
 from gradclip_core.info import ClipInfo
 from gradclip_core.norms import scope_norms
 from gradclip_core.passes import choose, measure, readable
-from gradclip_core.pipeline import finish, run
+from gradclip_core.pipeline import run, run_in_place, run_new
 from gradclip_core.planned import Plan
 from gradclip_core.precision.environment import ieee_arithmetic
 from gradclip_core.rules import ArrayNorm, GlobalNorm, GroupNorm, Rule, Value, checked_rule
 from gradclip_core.stages import refuse_complex
-from gradclip_core.unitwise import UnitNorm
 from gradclip_core.validate import Common, How
 
 Groups = Mapping[Any, Sequence[str]] | Callable[[str], Any]
@@ -60,14 +58,19 @@ def global_norm(grads: Any, ord: float = 2, *, backend: str | None = None) -> fl
     return float(scope_norms(measured, np.zeros(len(cargo.arrays), np.int64), 1).value()[0])
 
 
-def clip(grads: Any, rule: Rule, **how: Unpack[Common]) -> tuple[Any, ClipInfo]:
+def clip(grads: Any, rule: Rule, *, out: Any = None, **how: Unpack[Common]) -> tuple[Any, ClipInfo]:
     """Clip by any rule, into new arrays of the same frameworks, in a container of the same type.
 
     Parameters
     ----------
     grads : a bare array, or any nesting of dict, list, tuple, namedtuple, dataclass and None; an
         iterator is read once, and its result is a list. Only read.
-    rule : ``GlobalNorm``, ``GroupNorm``, ``ArrayNorm``, ``UnitNorm``, ``Value`` or ``Chain``.
+    rule : ``GlobalNorm``, ``GroupNorm``, ``ArrayNorm``, ``UnitNorm``, ``Value``, ``Project`` or ``Chain``.
+    out : where to write, instead of new arrays: a container with an array of the same path and shape for
+        each gradient, of any floating dtype, sharing no memory with them. Float32 masters of float16
+        gradients are unscaled, clipped and converted in one pass, computed in float64 and rounded
+        once; what a narrower dtype cannot hold becomes its largest finite value. Left as it is where
+        ``"skip"`` skips. Host memory only.
     loss_scale : the gradients hold ``loss_scale · g``; thresholds and norms are those of ``g``,
         and so are the results, in their own dtype: what float16 cannot hold becomes 0 there.
         A number, or a 0-d array on the gradients' device, which stays there.
@@ -77,18 +80,26 @@ def clip(grads: Any, rule: Rule, **how: Unpack[Common]) -> tuple[Any, ClipInfo]:
         clip. ``"propagate"``: IEEE arithmetic, as PyTorch does.
     backend : a name from the registry, which then serves or raises; None: chosen by where the
         memory is.
+    underflow : what to do about elements that are not zero and that the factor would make zero, as
+        float16 does below 2^-25. ``"ignore"``. ``"count"``: ``info.underflow``, for up to two more
+        read passes. ``"raise"``: raise, touch nothing. Host memory only.
+    array_scales : ``{path: s}``, s a power of two: that array holds ``s · loss_scale · g``, as float8 gradients
+        with a scale of their own do, and is left holding ``s`` times its result; ``out`` gets the result itself.
+        For norm rules, in host memory.
 
     Returns
     -------
     (clipped, info)
         ``clipped`` shares no memory with ``grads``; an array that occurs twice there is one
-        array here too. On a device the work is queued on the producer's current stream, and the
-        host waits only under ``nonfinite="raise"``, and when ``info`` is read.
+        array here too. With ``out`` it is that. On a device the work is queued on the producer's
+        current stream, and the host waits only under ``nonfinite="raise"``, and when ``info`` is read.
 
     Raises
     ------
     NonFiniteGradientError
-        under ``nonfinite="raise"``.
+        under ``nonfinite="raise"``, also for finite elements that a ``loss_scale`` < 1 would make infinite.
+    GradientUnderflowError
+        under ``underflow="raise"``.
     GradClipError
         for everything else that cannot be done; nothing has been written then.
 
@@ -98,7 +109,7 @@ def clip(grads: Any, rule: Rule, **how: Unpack[Common]) -> tuple[Any, ClipInfo]:
     >>> gc.clip([np.array([3.0, 4.0])], gc.GlobalNorm(1.0))[0][0].round(6)
     array([0.6, 0.8])
     """
-    return run_new(grads, checked_rule("clip", rule), how, "clip")
+    return run_new(grads, checked_rule("clip", rule), how, "clip", out)
 
 
 def clip_(grads: Any, rule: Rule, **how: Unpack[Common]) -> ClipInfo:
@@ -287,63 +298,3 @@ def clip_by_value(grads: Any, limit: float | tuple[float, float], **how: Unpack[
 def clip_by_value_(grads: Any, limit: float | tuple[float, float], **how: Unpack[Common]) -> ClipInfo:
     """``clip_by_value``, in place. Arrays without an element beyond the limit are not written."""
     return run_in_place(grads, Value(limit), how, "clip_by_value_")
-
-
-def adaptive_clip(
-    grads: Any, params: Any, clipping: float = 0.01, *, eps: float = 1e-3, axis: Axis, **how: Unpack[Common]
-) -> tuple[Any, ClipInfo]:
-    """Adaptive gradient clipping (AGC): each unit within ``clipping`` times its weights' norm.
-
-    ``g_u ← g_u · min(1, clipping · max(‖w_u‖, eps) / ‖g_u‖)`` for each unit u of each weight.
-
-    Parameters
-    ----------
-    grads, **how : see ``clip``.
-    params : the weights, in a container of the same structure (matched by path and shape; it may
-        have paths that ``grads`` has not). Only read. Any floating dtype.
-    clipping : the λ of the paper, > 0.
-    eps : the least weight norm, so that weights that start at zero train; > 0.
-    axis : the axes over which a unit extends. Libraries disagree, so there is no default:
-        ``"all_but_first"`` for weights stored output-first (PyTorch; what timm does),
-        ``"all_but_last"`` for output-last (JAX, Flax; what the paper's own code does); an int, a
-        tuple, None (the whole array), or a function ``(path, shape) -> `` any of these. Arrays
-        with at most one axis are one unit whatever ``axis`` says, as in the paper.
-
-    Raises
-    ------
-    InvalidArgumentError
-        for axes that an array has not, params that do not match, or that are not finite (on a
-        device when ``info`` is read; the gradients are left alone).
-
-    References
-    ----------
-    Brock, De, Smith, Simonyan 2021, https://arxiv.org/abs/2102.06171, equation 3.
-
-    Examples
-    --------
-    >>> import numpy as np, gradclip_core as gc
-    >>> w = np.array([[3.0, 4.0], [0.0, 0.0]])
-    >>> g = np.array([[6.0, 8.0], [3.0, 4.0]])
-    >>> clipped, info = gc.adaptive_clip(g, w, clipping=1.0, eps=1e-3, axis=1)
-    >>> np.linalg.norm(clipped, axis=1).round(6).tolist()
-    [5.0, 0.001]
-    """
-    return run_new(grads, UnitNorm(params, clipping, eps, axis=axis), how, "adaptive_clip")
-
-
-def adaptive_clip_(
-    grads: Any, params: Any, clipping: float = 0.01, *, eps: float = 1e-3, axis: Axis, **how: Unpack[Common]
-) -> ClipInfo:
-    """``adaptive_clip``, in place."""
-    return run_in_place(grads, UnitNorm(params, clipping, eps, axis=axis), how, "adaptive_clip_")
-
-
-def run_new(grads: Any, rule: Rule, how: Common, asked: str) -> tuple[Any, ClipInfo]:
-    """What every function that returns new arrays does."""
-    outcome = run(grads, rule, How.of(how), asked, "new")
-    return finish(outcome.cargo, outcome.arrays), outcome.info
-
-
-def run_in_place(grads: Any, rule: Rule, how: Common, asked: str) -> ClipInfo:
-    """What every function that works in place does."""
-    return run(grads, rule, How.of(how), asked, "memory").info

@@ -25,13 +25,15 @@ class Facts:
     infs: int
     nans: int
     certificate: Certificate | None = None
+    overflow: int = 0
+    underflow: int | None = None
 
 
 class ClipInfo:
     """What was measured and what was decided.
 
     All norms are those of the *unscaled* gradients, float64, in the rule's ``ord`` (2 for rules
-    that have none), whatever the gradients' dtype.
+    that have none; of a ``Chain`` the first rule's, before and after), whatever the gradients' dtype.
 
     On a device all of it is there, and brought to the host when the first of it is read: reading
     any attribute but ``backend`` and ``passed_over`` waits for the device, once.
@@ -48,9 +50,15 @@ class ClipInfo:
     skipped : whether non-finite values made ``"skip"`` or ``"zero"`` give up this step.
     nonfinite, infs, nans : how many elements were infinite or NaN; infinite; NaN. Infinite gradients are what overflows
         look like, in half precision under a loss scale.
+    overflow : how many finite elements would not be finite after unscaling, by a ``loss_scale`` < 1; not counted under
+        "propagate". ``nonfinite``
+        says what is done about them: they raise, skip or zero the step, become the largest finite value, or infinite.
+    underflow : how many elements that were not zero the factor makes zero in the arrays' own dtype, in ``clip``'s
+        ``underflow="count"`` and ``"raise"``; None where they were not counted.
     certificate : evidence that a projection is one, see ``gradclip_core.sets.Certificate``: computed from what was
         written; for norm clipping with ord=2 and clipping by value, which are projections on balls and a box, from
-        the decision. Of several scopes the worst. None for rules that are no Euclidean projection, for a skipped
+        the decision. Of several scopes the larger residuals, and the whole distance; of a ``Chain`` that of the last
+        projection alone, for what it was given. None for rules that are no Euclidean projection, for a skipped
         step, and where NaN was propagated.
     backend : who did it.
     passed_over : backend that would have been preferred -> the reasons why it could not serve.
@@ -145,6 +153,16 @@ class ClipInfo:
         return self._facts.nans
 
     @property
+    def overflow(self) -> int:
+        """How many finite elements would not be so after unscaling; only ever > 0 for ``loss_scale`` < 1."""
+        return self._facts.overflow
+
+    @property
+    def underflow(self) -> int | None:
+        """How many elements that were not zero become zero; None where ``underflow="ignore"`` had them not counted."""
+        return self._facts.underflow
+
+    @property
     def certificate(self) -> Certificate | None:
         """Evidence that a projection is one; None for rules that are none."""
         return self._facts.certificate
@@ -191,7 +209,7 @@ class ClipInfo:
         return hash((self._facts, self.backend))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return ClipInfo, (_Known(self._facts), _Known(self._details), self.backend, dict(self.passed_over))
+        return _known, (self._facts, self._details, self.backend, dict(self.passed_over))
 
 
 class _Known(Generic[T]):
@@ -202,3 +220,9 @@ class _Known(Generic[T]):
 
     def __call__(self) -> T:
         return self.value
+
+
+def _known(facts: Facts, details: Details, backend: str, passed_over: dict[str, list[str]]) -> ClipInfo:
+    info = ClipInfo(_Known(facts), _Known(details), backend, passed_over)
+    info.norm  # noqa: B018  # its numbers are on the host
+    return info

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gradclip_core.arrays.dock import Cargo, unload
 from gradclip_core.arrays.docked import Docked
 from gradclip_core.arrays.layout import flatten_in, lying
-from gradclip_core.errors import InvalidArgumentError
+from gradclip_core.errors import InvalidArgumentError, UnsupportedArrayError
 from gradclip_core.passes import Axes
 from gradclip_core.protocol import Buffer
 from gradclip_core.rules import Site
@@ -44,8 +44,15 @@ class Members:
 
     def beside(self, container: Any, asked: str) -> list[Buffer]:
         """For each member the array of the same path and shape in another container, in host memory."""
-        other = unload(container, asked, clips=False)
+        try:
+            other = unload(container, asked, clips=False)
+        except UnsupportedArrayError as error:
+            if "complex" not in error.cure:
+                raise
+            cure = "Convert to one of bfloat16, float16, float32, float64"
+            raise UnsupportedArrayError(error.asked, error.seen, cure) from error
         index = match(other, self.site, asked)
+        self._refuse_untied(other, index, asked)
         buffers = []
         for i, order in zip(self.members, self.orders, strict=True):
             docked = other.arrays[index[i]]
@@ -56,6 +63,37 @@ class Members:
             buffers.append(flatten_in(docked, self.axes[i], order).buffer)
         return buffers
 
+    def _refuse_untied(self, other: Cargo, index: list[int], asked: str) -> None:
+        """Raise where gradients that are one array have companions that are not."""
+        what = asked.rpartition(", ")[2]
+        by_path = dict(zip(other.tree.paths, other.index, strict=True))
+        for path, array in self.site.tied.items():
+            if by_path.get(path) != index[array]:
+                first = self.site.paths[array]
+                here = "another array" if path in by_path else "nothing"
+                raise InvalidArgumentError(
+                    f"{asked}, gradient '{path}'",
+                    f"it is the same array as '{first}', so one gradient, but in {what} there is {here} at '{path}'",
+                    f"Put the same array at both paths of {what}, or leave '{path}' out of the gradients",
+                )
+
+
+def _refuse_bare(other: Cargo, site: Site, asked: str) -> None:
+    """Raise where one of the two is a list of arrays, and the other an array alone."""
+    what = asked.rpartition(", ")[2]
+    alone = [paths == ["0"] and lengths.get("") == 0 for paths, lengths in _structures(other, site)]
+    lists = [lengths.get("", 0) > 0 for _, lengths in _structures(other, site)]
+    if alone[1] and lists[0]:
+        cure = f"Pass {what} as an array too, or the gradient in a list"
+        raise InvalidArgumentError(asked, f"the gradient is an array alone, and {what} a list of arrays", cure)
+    if alone[0] and lists[1]:
+        cure = f"Pass {what} in a container of the same structure as grads"
+        raise InvalidArgumentError(asked, f"the gradients are a list of arrays, and {what} an array alone", cure)
+
+
+def _structures(other: Cargo, site: Site) -> list[tuple[list[str], Mapping[str, int]]]:
+    return [(other.tree.paths, other.tree.lengths), (site.paths, site.lengths)]
+
 
 def match(other: Cargo, site: Site, asked: str, noun: str = "") -> list[int]:
     """For each gradient the array of another container that has its path and its shape.
@@ -63,6 +101,7 @@ def match(other: Cargo, site: Site, asked: str, noun: str = "") -> list[int]:
     ``asked`` ends in the container's name. ``noun``: what the sentences call one of its arrays.
     """
     what = asked.rpartition(", ")[2]
+    _refuse_bare(other, site, asked)
     many, one = (f"{noun}s", noun) if noun else (what, f"array in {what}")
     for path, length in site.lengths.items():
         if other.tree.lengths.get(path, length) != length:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,6 +32,14 @@ class Measured:
     """Whether NaN was summed as 0 and infinities as the largest finite value."""
     carried: bool = False
     """Whether the sums' carries were measured."""
+
+    def shifted(self, shifts: IntArray) -> Measured:
+        """Of 2^-shifts times the segments, exactly."""
+        if not shifts.any():
+            return self
+        found = replace(self.found, largest=np.ldexp(self.found.largest, -shifts))
+        units = self.units if self.ord in (1, 2) else np.ldexp(self.units, -shifts)
+        return replace(self, found=found, exponents=self.exponents - shifts, units=units)
 
     @property
     def nonfinite(self) -> IntArray:
@@ -109,7 +117,10 @@ def _with_nonfinite(measured: Measured, norms: FloatArray) -> FloatArray:
 def _combine_largest(measured: Measured, ids: IntArray, count: int) -> Norms:
     root = np.zeros(count)
     np.maximum.at(root, ids, _with_nonfinite(measured, measured.found.largest))  # propagates NaN
-    return Norms(root, np.zeros(count, np.int64), np.zeros(count))
+    # What is done with a root squares it or splits it: both ends of float64's range are kept as exponents.
+    far = np.isfinite(root) & (root > 0) & ((root < LEAST) | (root > MOST))
+    exponents = np.where(far, np.frexp(root)[1], 0).astype(np.int64)
+    return Norms(np.ldexp(root, -exponents), exponents, np.zeros(count))
 
 
 def _combine_powers(measured: Measured, ids: IntArray, count: int) -> Norms:

@@ -15,8 +15,10 @@ from gradclip_core import projected
 from gradclip_core.arrays.dock import Cargo, unload
 from gradclip_core.arrays.docked import Docked
 from gradclip_core.arrays.layout import Flat
+from gradclip_core.casting import Cast, NewDtype, arrays_of, refuse_unfit, write_cast
 from gradclip_core.device import Answer, DeviceBackend
-from gradclip_core.errors import GradClipError
+from gradclip_core.errors import GradClipError, InvalidArgumentError
+from gradclip_core.guarded import guard
 from gradclip_core.info import ClipInfo
 from gradclip_core.norms import scope_norms
 from gradclip_core.passes import Axes, choose, flattened, measure, measure_carries, write_in_place, write_new
@@ -24,12 +26,12 @@ from gradclip_core.plan import Segments, needs_carries
 from gradclip_core.precision.environment import ieee_arithmetic
 from gradclip_core.precision.nonfinite import refuse
 from gradclip_core.project import Move, Project
-from gradclip_core.protocol import Actions, Backend, FloatArray, Scopes
+from gradclip_core.protocol import Actions, Backend, DType, FloatArray, Scopes
 from gradclip_core.report import Decided, Story, array_ids, conclude, report
 from gradclip_core.rules import Rule, Value
 from gradclip_core.stages import Stage, prepare, refuse_complex
 from gradclip_core.unitwise import measured_limits
-from gradclip_core.validate import How
+from gradclip_core.validate import Common, How
 
 Target = Literal["nothing", "memory", "new"]
 
@@ -56,20 +58,39 @@ class Outcome:
 
 
 @ieee_arithmetic
-def run(grads: Any, rule: Rule, how: How, asked: str, target: Target) -> Outcome:
-    """Measure, decide, and write to ``target``: nowhere, over the gradients, or into new arrays."""
+def run(
+    grads: Any, rule: Rule, how: How, asked: str, target: Target, out: Any = None, dtype: DType | None = None
+) -> Outcome:
+    """Measure, decide, and write to ``target``: nowhere, over the gradients, or into new arrays.
+
+    New arrays may be the caller's ``out``, or of another ``dtype``.
+    """
     cargo = unload(grads, asked, in_place=target == "memory")
     refuse_complex(cargo, asked, rule)
     backend, passed = choose(how.backend, cargo.arrays)
     for part in rule.stages:
         if isinstance(part, Project):
             part.refuse_unfit(cargo, backend, asked)
+    cast: Cast | None = None
+    if out is not None or dtype is not None:
+        refuse_unfit(cargo, backend, asked)
+        cast = arrays_of(out, cargo, asked) if out is not None else NewDtype(dtype) if dtype is not None else None
     if cargo.device != "cpu" and isinstance(backend, DeviceBackend):
+        if how.underflow != "ignore":
+            raise InvalidArgumentError(
+                f"{asked}, underflow={how.underflow!r}",
+                f"{backend.name} decides on {cargo.device}, where what a factor makes zero is not counted",
+                "Pass underflow='ignore', or arrays in host memory",
+            )
         from gradclip_core.device_run import run_on_device
 
         return run_on_device(cargo, prepare(cargo, rule, how), backend, passed, asked, target)
-    stages = [_with_limits(stage) for stage in prepare(cargo, rule, how.known_on_host())]
-    return _run_on_host(cargo, stages, backend, passed, asked, target)
+    how = how.known_on_host()
+    stages = [_with_limits(stage) for stage in prepare(cargo, rule, how)]
+    if how.underflow == "raise" and len(stages) > 1 and target == "memory":
+        # What a later rule makes zero is known only after an earlier one has written: into scratch memory first.
+        _run_on_host(cargo, stages, backend, passed, asked, "nothing", how.underflow, None)
+    return _run_on_host(cargo, stages, backend, passed, asked, target, how.underflow, cast)
 
 
 def _with_limits(stage: Stage) -> Stage:
@@ -81,7 +102,14 @@ def _with_limits(stage: Stage) -> Stage:
 
 
 def _run_on_host(
-    cargo: Cargo, stages: Sequence[Stage], backend: Backend, passed: dict[str, list[str]], asked: str, target: Target
+    cargo: Cargo,
+    stages: Sequence[Stage],
+    backend: Backend,
+    passed: dict[str, list[str]],
+    asked: str,
+    target: Target,
+    underflow: str,
+    cast: Cast | None,
 ) -> Outcome:
     current: Sequence[Docked] = cargo.arrays
     steps: list[Step] = []
@@ -89,6 +117,9 @@ def _run_on_host(
     for number, stage in enumerate(stages):
         flats = [flattened(backend, docked, axes) for docked, axes in zip(current, stage.axes, strict=True)]
         here, moves = _decide(backend, cargo, stage, current, flats, asked)
+        into = cast.dtypes(current) if cast is not None and number == len(stages) - 1 else None
+        here = guard(backend, cargo, [flat.buffer for flat in flats], here, moves, into, underflow, asked)
+        moves = () if here.skipped else moves
         actions = here.decision.actions
         steps.append(Step(stage.axes, actions, [replace(move, view=None) for move in moves]))
         # Later stages, and the norm after a by-value clip, can only be known from what was
@@ -96,7 +127,12 @@ def _run_on_host(
         last = number == len(stages) - 1 or here.skipped
         needs_result = not last or (here.decision.clipped_norm is None and not here.skipped)
         found: list[FloatArray] = []
-        if target == "memory" or number > 0:
+        if cast is not None and last:
+            if cast.fresh or not (here.skipped and stage.nonfinite == "skip"):
+                targets = cast.targets(current)
+                found = write_cast(backend, current, targets, flats, stage.axes, actions, moves, stage.shifts)
+                current = targets
+        elif target == "memory" or number > 0:
             found = _write(backend, current, current, flats, stage.axes, actions, moves)
         elif target == "new" or needs_result:
             targets = [docked.door.new_like(docked) for docked in current]
@@ -104,12 +140,18 @@ def _run_on_host(
             current = targets
         elif moves:
             found = projected.foresee(backend, moves, flats)
-        decided.append(projected.conclude(here, moves, found))
+        here = projected.conclude(here, moves, found)
+        if moves and current is cargo.arrays and target == "nothing" and here.decision.clipped_norm is None:
+            targets = [docked.door.new_like(docked) for docked in current]
+            _write(backend, current, targets, flats, stage.axes, actions, moves)
+            current = targets
+        decided.append(here)
         if last:
             break
     after = decided[-1].decision.clipped_norm
-    if after is None and not decided[-1].skipped:
-        after = _norm(backend, current, stages[-1].rule.order)
+    # A chain reports both norms in its first rule's order.
+    if not decided[-1].skipped and (after is None or stages[-1].rule.order != stages[0].rule.order):
+        after = _norm(backend, current, stages[0].rule.order)
     story = Story(decided, after)
     info = report(cargo.names(), lambda: story, backend.name, passed)
     info.norm  # noqa: B018  # the few numbers are computed now; who reads them should not wait
@@ -177,6 +219,19 @@ def finish(cargo: Cargo, arrays: Sequence[Docked]) -> Any:
     return cargo.tree.rebuild([made[i] for i in cargo.index])
 
 
+def run_new(
+    grads: Any, rule: Rule, how: Common, asked: str, out: Any = None, dtype: DType | None = None
+) -> tuple[Any, ClipInfo]:
+    """What every function that returns new arrays does; ``out``'s, or arrays of ``dtype``, for those that can."""
+    outcome = run(grads, rule, How.of(how), asked, "new", out, dtype)
+    return finish(outcome.cargo, outcome.arrays) if out is None else out, outcome.info
+
+
+def run_in_place(grads: Any, rule: Rule, how: Common, asked: str) -> ClipInfo:
+    """What every function that works in place does."""
+    return run(grads, rule, How.of(how), asked, "memory").info
+
+
 def _decide(
     backend: Backend, cargo: Cargo, stage: Stage, current: Sequence[Docked], flats: Sequence[Flat], asked: str
 ) -> tuple[Decided, Sequence[Move]]:
@@ -184,6 +239,7 @@ def _decide(
     segments = Segments.of(buffers)
     bounds = stage.bounds(segments)
     measured = measure(backend, buffers, stage.rule.order, sanitize=stage.sanitize, bounds=bounds)
+    measured = measured.shifted(stage.shifts)
     if stage.nonfinite == "raise" and measured.nonfinite.any():
         ids = array_ids(stage.rows)
         infs, nans = (

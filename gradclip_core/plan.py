@@ -16,7 +16,6 @@ import numpy as np
 from gradclip_core.norms import Measured, Norms, scope_norms
 from gradclip_core.precision.factors import aim_float32, aim_float64, round_down_float32, split
 from gradclip_core.protocol import (
-    BFLOAT16,
     FLOAT64,
     LEAVE,
     SCALE,
@@ -156,9 +155,11 @@ def stored_limits(limit: tuple[float, float], dtypes: Sequence[DType]) -> tuple[
 
 
 def stored_values(values: Sequence[float], dtype: DType) -> list[float]:
-    """``values`` rounded to a storage type."""
-    if dtype is BFLOAT16:  # by way of float32, as ml_dtypes rounds; NumPy rounds to its own types at once
-        rounded = widen(narrow(np.array(values, np.float32), dtype), dtype)
+    """``values``, numbers or infinities, rounded to a storage type; what is too large to an infinity, as a bound."""
+    if dtype.coded:  # by way of float32, as ml_dtypes rounds; NumPy rounds to its own types at once
+        wide = np.array(values, np.float32)
+        rounded = widen(narrow(wide, dtype), dtype)
+        rounded = np.where(np.isnan(rounded), np.copysign(np.float32(np.inf), wide), rounded)
     else:
         rounded = np.array(values).astype(dtype.view)
     return [float(value) for value in rounded]

@@ -26,6 +26,9 @@ from gradclip_core.rules import Site
 from gradclip_core.sets.base import INSIDE, Certificate, View, exponent_for
 from gradclip_core.stages import Stage
 
+_SQUARES = 2.0**-900
+"""What a sum of squares has to be so that those that underflowed do not count."""
+
 
 def decide(
     backend: Backend,
@@ -98,7 +101,7 @@ def write_moves(
                 _sink(source, targets[i], axes[i], order) for source, (i, order) in zip(sources, places, strict=True)
             ]
         buffers, out = ([flat.buffer for flat in of] for of in (sources, sinks))
-        found.append(passes.map(buffers, out, move.reading, move.form, _wanted(move)))
+        found.append(passes.map(buffers, out, move.reading, move.form, wanted(move)))
         for i, sink in zip(move.members, sinks, strict=True):
             sink.unpack(targets[i])
         if targets is arrays:
@@ -137,12 +140,12 @@ def foresee(backend: Backend, moves: Sequence[Move], flats: Sequence[Flat]) -> l
     """The moments of what would be written: a read pass."""
     passes = passes_of(backend)
     return [
-        passes.map([flats[i].buffer for i in move.members], None, move.reading, move.form, _wanted(move))
+        passes.map([flats[i].buffer for i in move.members], None, move.reading, move.form, wanted(move))
         for move in moves
     ]
 
 
-def _wanted(move: Move) -> list[str]:
+def wanted(move: Move) -> list[str]:
     """The moments that the certificate and the norm afterwards are made of."""
     if move.view is None:
         return []
@@ -151,19 +154,22 @@ def _wanted(move: Move) -> list[str]:
 
 
 def conclude(here: Decided, moves: Sequence[Move], found: Sequence[FloatArray]) -> Decided:
-    """The decision, with the certificate and the norm of what was written."""
+    """The decision, with the certificate and the norm of what was written; None where only measuring that can tell."""
     if not moves:
         return here
     stage, ids = here.stage, array_ids(here.stage.rows)
     order = stage.rule.order
     certificate: Certificate = here.certificate or INSIDE
+    known = True
     sums, largest, units = _unscaled(here.measured, stage.inverse)
     exponents = here.measured.exponents.copy()
     for move, moments in zip(moves, found, strict=True):
         assert move.view is not None
-        named = dict(zip(_wanted(move), moments, strict=True))
+        named = dict(zip(wanted(move), moments, strict=True))
         certificate = certificate.joined(move.view.onto.certify(move.view, move.form, named))
         picked = np.isin(ids, move.members)
+        # In the units in which the gradient is a number the squares of the result may be none.
+        known = known and (order != 2 or float(np.sum(named["y2"])) >= _SQUARES)
         sums[picked] = named[move.view.onto.order_moment]
         if order == math.inf:
             largest[picked] = np.ldexp(named["max_y"], move.reading.exponent)
@@ -175,7 +181,7 @@ def conclude(here: Decided, moves: Sequence[Move], found: Sequence[FloatArray]) 
             units[picked], exponents[picked] = 2.0**unit, 0
     zeros = np.zeros_like(here.measured.found.infs)
     after = Measured(Measurements(sums, largest, zeros, zeros, zeros, np.zeros(sums.size)), order, exponents, units)
-    norm = float(scope_norms(after, np.zeros_like(ids), 1).value()[0])
+    norm = float(scope_norms(after, np.zeros_like(ids), 1).value()[0]) if known else None
     if np.isnan(here.decision.actions.factor).any():
         norm = math.nan
     decision = replace(here.decision, clipped_norm=norm)

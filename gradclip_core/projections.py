@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from gradclip_core.functions import Groups, run_in_place, run_new
+from gradclip_core.functions import Groups
 from gradclip_core.info import ClipInfo
+from gradclip_core.pipeline import run_in_place, run_new
 from gradclip_core.project import Project
 from gradclip_core.sets.base import Set
 from gradclip_core.validate import Common
@@ -20,7 +21,7 @@ def clip_by_projection(
 
     Parameters
     ----------
-    grads, **how : see ``clip``. Complex arrays: on an L2Ball only.
+    grads, **how : see ``clip``. Real arrays; complex ones on an L2Ball only.
     onto : one of ``gradclip_core.sets``; its lengths are in units of the unscaled gradient. Each
         set says in its docstring what it is good for and whether its projection is exact.
     scope : what the set is applied to as one vector. ``"global"``: all arrays together;
@@ -34,8 +35,8 @@ def clip_by_projection(
         A scope that is in the set already comes back bit for bit (unscaled). 16-bit arrays are projected
         in float64 and rounded once. ``info.certificate`` holds the evidence that the result is
         the projection; it is None where a step was skipped, or NaN went through. Norms in ``info``
-        are of the set's own kind: 1-norms for ``L1Ball``. ``info.scale`` is ``1/loss_scale``, but for
-        ``L2Ball``: a projection is no factor.
+        are 2-norms, but 1-norms for ``L1Ball`` and ``Simplex`` and p-norms for ``LpBall``.
+        ``info.scale`` is ``1/loss_scale``, but for ``L2Ball``: a projection is no factor.
 
     Raises
     ------

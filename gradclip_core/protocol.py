@@ -36,17 +36,29 @@ class DType:
     """The smallest positive value, a subnormal."""
     roundoff: float
     """Half an ulp of 1."""
+    has_infinity: bool = True
+    """Whether what is too large becomes an infinity; NaN otherwise, and so does an infinity."""
+
+    @property
+    def coded(self) -> bool:
+        """Whether NumPy has no such type: memory is then looked at as unsigned integers, its bits."""
+        return self.view.kind == "u"
 
     def __str__(self) -> str:
         return self.name
 
 
 FLOAT16 = DType("float16", 2, np.dtype(np.float16), 65504.0, 2.0**-24, 2.0**-11)
-# NumPy has no bfloat16 of its own; its memory is looked at as the 16 bits that it is.
 BFLOAT16 = DType("bfloat16", 2, np.dtype(np.uint16), 255.0 * 2.0**120, 2.0**-133, 2.0**-8)
 FLOAT32 = DType("float32", 4, np.dtype(np.float32), (2.0**24 - 1) * 2.0**104, 2.0**-149, 2.0**-24)
 FLOAT64 = DType("float64", 8, np.dtype(np.float64), float(np.finfo(np.float64).max), 5e-324, 2.0**-53)
-DTYPES = {dtype.name: dtype for dtype in (FLOAT16, BFLOAT16, FLOAT32, FLOAT64)}
+# OCP 8-bit floating point, https://www.opencompute.org/documents/ocp-8-bit-floating-point-specification-ofp8-revision-1-0-2023-12-01-pdf-1
+FLOAT8_E4M3FN = DType("float8_e4m3fn", 1, np.dtype(np.uint8), 448.0, 2.0**-9, 2.0**-4, has_infinity=False)
+FLOAT8_E5M2 = DType("float8_e5m2", 1, np.dtype(np.uint8), 57344.0, 2.0**-16, 2.0**-3)
+BASE_DTYPES = {dtype.name: dtype for dtype in (FLOAT16, BFLOAT16, FLOAT32, FLOAT64)}
+"""The storage types that every backend serves."""
+DTYPES = {**BASE_DTYPES, **{dtype.name: dtype for dtype in (FLOAT8_E4M3FN, FLOAT8_E5M2)}}
+"""All storage types; a backend that does not serve one that is not in ``BASE_DTYPES`` says so."""
 
 
 @dataclass(frozen=True, slots=True)

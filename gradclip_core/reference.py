@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from gradclip_core.protocol import (
     BFLOAT16,
+    DTYPES,
     FLOAT64,
     LEAVE,
     ZERO,
@@ -130,17 +131,60 @@ def widen(x: npt.NDArray[Any], dtype: DType) -> npt.NDArray[Any]:
         return x
     if dtype is BFLOAT16:
         return (x.astype(np.uint32) << 16).view(np.float32)
-    return x.astype(np.float32)
+    return _VALUES[dtype][x] if dtype.coded else x.astype(np.float32)
 
 
 def narrow(y: npt.NDArray[Any], dtype: DType) -> npt.NDArray[Any]:
     """Float32 (float64 for float64) values as stored ones, rounded to nearest, ties to even."""
-    if dtype is not BFLOAT16:
+    if not dtype.coded:
         return y.astype(dtype.view)
+    if dtype is not BFLOAT16:
+        return _codes(y, dtype)
     bits = y.view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     quiet_nan = (bits >> 16) & 0x8000 | 0x7FC0  # rounding a NaN's payload could carry into an infinity
     return np.where(np.isnan(y), quiet_nan, rounded).astype(np.uint16)
+
+
+def _codes(y: npt.NDArray[Any], dtype: DType) -> npt.NDArray[Any]:
+    """The bits of float8 values: sign, exponent, fraction.
+
+    A magnitude is ``steps · 2^(exponent - p)``, ``steps`` an integer of p bits. That rounding up to
+    p + 1 bits is the next exponent, and that subnormals have no leading bit, comes out of one sum.
+    """
+    p, lowest, top = _shape(dtype)
+    magnitude = np.where(np.isfinite(y), np.abs(y), np.float32(0)).astype(np.float64)
+    exponent = np.frexp(np.maximum(magnitude, 2.0 ** (lowest - 1)))[1]
+    steps = np.rint(np.ldexp(magnitude, p - exponent)).astype(np.int64)
+    code = np.minimum(((exponent - lowest) << (p - 1)) + steps, top + 1)
+    code = np.where(np.isinf(y), top + 1, np.where(np.isnan(y), _QUIET_NAN[dtype], code))
+    signed: npt.NDArray[np.uint8] = (code | np.signbit(y) << 7).astype(np.uint8)
+    return signed
+
+
+def _shape(dtype: DType) -> tuple[int, int, int]:
+    """Bits of a significand, the exponent e of the subnormals (all are < 2^e), and the largest finite code."""
+    p = 1 - int(np.frexp(dtype.roundoff)[1])
+    lowest = int(np.frexp(dtype.smallest)[1]) - 1 + p
+    fraction, exponent = np.frexp(dtype.largest)
+    return p, lowest, ((int(exponent) - lowest) << (p - 1)) + int(fraction * 2**p)
+
+
+def _values(dtype: DType) -> npt.NDArray[np.float32]:
+    """The value of each of the 256 codes of a float8 type."""
+    p, lowest, top = _shape(dtype)
+    code = np.arange(128)
+    field, fraction = code >> (p - 1), code & ((1 << (p - 1)) - 1)
+    steps = np.where(field > 0, fraction + (1 << (p - 1)), fraction)
+    values = np.ldexp(steps.astype(np.float32), np.maximum(field, 1) - 1 + lowest - p)
+    values[top + 1 :] = np.nan
+    if dtype.has_infinity:
+        values[top + 1] = np.inf
+    return np.concatenate([values, -values])
+
+
+_VALUES = {dtype: _values(dtype) for dtype in DTYPES.values() if dtype.itemsize == 1}
+_QUIET_NAN = {dtype: 0x7E if dtype.has_infinity else 0x7F for dtype in _VALUES}
 
 
 def sanitized(x: npt.NDArray[Any], dtype: DType) -> npt.NDArray[Any]:
@@ -240,11 +284,11 @@ class NumpyBackend:
     projections = "gradclip_core.reference_forms:PASSES"
 
     def not_supported_reasons(self, request: Request) -> list[str]:
-        """Host memory of the four storage types, on little-endian machines."""
+        """Host memory of all storage types, on little-endian machines."""
         reasons = []
         if foreign := sorted(request.devices - {"cpu"}):
             reasons.append(f"it reads host memory, and these arrays are on {', '.join(foreign)}")
-        if unknown := sorted(request.dtypes - {"float16", "bfloat16", "float32", "float64"}):
+        if unknown := sorted(request.dtypes - set(DTYPES)):
             reasons.append(f"it has no {', '.join(unknown)}")
         if sys.byteorder != "little":
             reasons.append("this machine is big-endian")

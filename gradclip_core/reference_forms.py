@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gradclip_core.forms import BINS, EXTREMES, Form, Gathered, Reading, Tally, keys
-from gradclip_core.protocol import BFLOAT16, FLOAT64, Buffer, DType, FloatArray, segments
-from gradclip_core.reference import block_sums, rows_of, sanitized, tree_sum, widen
+from gradclip_core.protocol import FLOAT64, Buffer, DType, FloatArray, segments
+from gradclip_core.reference import block_sums, narrow, rows_of, sanitized, tree_sum, widen
 
 _CHUNK = 64 * 4096
 
@@ -32,7 +32,7 @@ def store(y: FloatArray, dtype: DType, reading: Reading) -> npt.NDArray[Any]:
     """``y · 2^exponent`` in the storage type, rounded once, to nearest, ties to even."""
     if reading.exponent:
         y = np.ldexp(y, reading.exponent)
-    if dtype is not BFLOAT16:
+    if not dtype.coded:
         return y.astype(dtype.view)
     # Rounded to odd at 24 bits first: the second rounding then is as if it were the only one.
     nearest = y.astype(np.float32)
@@ -41,9 +41,7 @@ def store(y: FloatArray, dtype: DType, reading: Reading) -> npt.NDArray[Any]:
     bits = bits - (np.abs(back) > np.abs(y))
     bits = bits | (back != y)
     bits = np.where(np.isfinite(y), bits, nearest.view(np.uint32)).astype(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    quiet_nan = (bits >> 16) & 0x8000 | 0x7FC0
-    return np.where(np.isnan(y), quiet_nan, rounded).astype(np.uint16)
+    return narrow(bits.view(np.float32), dtype)
 
 
 # ---- forms --------------------------------------------------------------------------------------
@@ -60,29 +58,25 @@ class Numbers:
 
 
 def solve_power(magnitude: FloatArray, a: float, p: float) -> FloatArray:
-    """The ``z >= 0`` with ``z + a·z^(p-1) = magnitude``: Newton's method on a bracket, 1e-15 relative.
+    """The ``z >= 0`` with ``z + a·z^(p-1) = magnitude``, to ``2^-50·max(1, 1/(p-1))``: Newton's method on logarithms.
 
-    The left side increases from 0, so each bracket [low, high] halves at least every second step.
+    ``log(z + a·z^(p-1))`` over ``log z`` is convex and rises, by 1 or p-1 at most, so that the steps
+    from above never pass the solution, and are few however far apart the two terms are.
     """
-    low = np.zeros_like(magnitude)
-    high = magnitude.copy()
-    # Both terms are at most the sum: z <= magnitude, and z <= (magnitude/a)^(1/(p-1)).
-    z = np.minimum(magnitude, (magnitude / a) ** (1.0 / (p - 1.0))) if a > 0 else magnitude.copy()
     if a == 0:
-        return z
+        return magnitude.copy()
+    # Both terms are at most the sum: z <= magnitude, and z <= (magnitude/a)^(1/(p-1)).
+    z = np.minimum(magnitude, (magnitude / a) ** (1.0 / (p - 1.0)))
+    going = z > 0
     for _ in range(100):
         power = a * z ** (p - 1.0)
-        value = (z - magnitude) + power
-        low, high = np.where(value <= 0, z, low), np.where(value >= 0, z, high)
-        step = value / (1.0 + (p - 1.0) * power / np.where(z > 0, z, 1.0))
-        newton = z - step
-        middle = 0.5 * (low + high)
-        inside = (newton > low) & (newton < high)
-        new = np.where(inside, newton, middle)
-        new = np.where((value == 0) | (magnitude == 0), z, new)
-        if bool((np.abs(new - z) <= 1e-16 * new).all()):
-            return new
-        z = new
+        off = np.log1p(((z - magnitude) + power) / magnitude)
+        new = z * np.exp(-off * ((z + power) / (z + (p - 1.0) * power)))
+        # What does not fall any more is there, but for rounding.
+        going = going & (new < z)
+        if not bool(going.any()):
+            return z
+        z = np.where(going, new, z)
     return z
 
 
@@ -103,6 +97,10 @@ def make(kind: str, u: FloatArray, w: FloatArray, numbers: Numbers) -> FloatArra
     if kind == "clamp":
         z = np.where(u < -a, -a, u)
         return np.where(z > a, a, z)
+    if kind == "fit":
+        z = u * a
+        z = np.where(z < b, b, z)  # NaN is neither, and stays
+        return np.where(z > c, c, z)
     if kind == "secular":
         return u / (1.0 + a * w)
     if kind == "power":
@@ -175,7 +173,7 @@ class NumpyPasses:
         values = (row for array in form.values for row in array) if form.kind == "given" else None
         with np.errstate(all="ignore"):
             for segment, (x, dtype) in enumerate(sources):
-                target = next(targets)[0] if targets is not None else None
+                target, stored_as = next(targets) if targets is not None else (None, dtype)
                 w, w_dtype = next(companions) if companions is not None else (x[:0], FLOAT64)
                 numbers = Numbers(form.a[segment], form.b[segment], form.c[segment], form.e)
                 given = next(values) if values is not None else None
@@ -186,10 +184,10 @@ class NumpyPasses:
                     weights = widen(w[here], w_dtype).astype(np.float64)
                     y = given[here] if given is not None else make(form.kind, u, weights, numbers)
                     if rounded:
-                        stored = store(y, dtype, reading)
+                        stored = store(y, stored_as, reading)
                         if target is not None:
                             target[here] = stored
-                        y = load(stored, dtype, Reading(exponent=reading.exponent))
+                        y = load(stored, stored_as, Reading(exponent=reading.exponent))
                     for part, name in zip(parts, moments, strict=True):
                         term = TERMS[name](u, y, weights, numbers)
                         part.append(_EXTREME[name](term) if name in EXTREMES else block_sums(term))

@@ -28,6 +28,8 @@ class Decided:
     decision: Decision
     skipped: bool
     certificate: Certificate | None = None
+    overflow: int = 0
+    underflow: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ def _facts(names: Names, story: Story) -> Facts:
     inverse = first.stage.inverse
     ids = array_ids(first.stage.rows)
     norm = float(scope_norms(first.measured, np.zeros_like(ids), 1).value(inverse)[0])
+    counts = [here.underflow for here in story.decided]
     return Facts(
         norm=norm,
         clipped_norm=norm if story.after is None else story.after,
@@ -110,6 +113,8 @@ def _facts(names: Names, story: Story) -> Facts:
         infs=int(first.measured.found.infs.sum()),
         nans=int(first.measured.found.nans.sum()),
         certificate=story.certificate,
+        overflow=sum(here.overflow for here in story.decided),
+        underflow=None if None in counts else sum(n or 0 for n in counts),
     )
 
 

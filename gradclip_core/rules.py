@@ -35,6 +35,15 @@ class Site:
         """The shape of each array."""
         return [docked.shape for docked in self._cargo.arrays]
 
+    @cached_property
+    def tied(self) -> dict[str, int]:
+        """The paths at which an array occurs again -> which array that is."""
+        firsts = set(self.paths) if len(self._cargo.arrays) < len(self._cargo.index) else None
+        if firsts is None:
+            return {}
+        leaves = zip(self._cargo.tree.paths, self._cargo.index, strict=True)
+        return {path: array for path, array in leaves if path not in firsts}
+
     @property
     def empty(self) -> list[str]:
         """The paths at which there is None, this time."""
@@ -175,6 +184,10 @@ class GroupNorm(NormRule):
                     raise InvalidArgumentError("groups", seen, "Put each path into one group")
                 found[path] = group
         there = {*site.paths, *site.empty}
+        if again := next((path for path in found if path in site.tied), None):
+            first = site.paths[site.tied[again]]
+            seen = f"'{again}' is the same array as '{first}', and one array is in one group"
+            raise InvalidArgumentError("groups", seen, f"Name it by its first path, '{first}', alone")
         if unknown := [path for path in found if path not in there]:
             seen = f"there is no gradient at {_some(unknown)}"
             raise InvalidArgumentError("groups", seen, f"Paths here look like {_some(site.paths)}")
@@ -197,6 +210,12 @@ class GroupNorm(NormRule):
         if unknown := [group for group in self.max_norm if group not in declared]:
             seen = f"there is no group {', '.join(sorted(map(repr, unknown)))}"
             raise InvalidArgumentError("max_norm", seen, "Take it out, or put gradients into that group")
+
+
+def article(noun: str) -> str:
+    """A type's name with the article before it that is spoken: "an int", "an L1Ball"."""
+    spoken = noun[:1] in "AEIOaeio" or noun[:2] in ("L1", "L2") or (noun[:2] in ("Li", "Lp") and noun[-4:] == "Ball")
+    return f"an {noun}" if spoken or noun == "ndarray" else f"a {noun}"
 
 
 def _some(paths: Sequence[str]) -> str:
@@ -227,7 +246,8 @@ class Chain(Rule):
     """Rules one after the other: ``Chain(Value(1.0), GlobalNorm(1.0))``.
 
     The loss scale and the non-finite policy belong to the first; each later rule measures what
-    the ones before it made.
+    the ones before it made. Norms in ``info`` are in the first rule's order, before and after all
+    of them; the certificate is that of the last rule that has one, for what that rule was given.
     """
 
     __slots__ = ("rules",)
@@ -246,8 +266,8 @@ class Chain(Rule):
 
     @property
     def order(self) -> float:
-        """The last rule's."""
-        return self.stages[-1].order
+        """The first rule's: that of the norm before is what the gradients are first measured in."""
+        return self.stages[0].order
 
     def __repr__(self) -> str:
         return f"Chain({', '.join(map(repr, self.rules))})"
@@ -262,7 +282,12 @@ class Chain(Rule):
 def checked_rule(asked: str, rule: Any) -> Rule:
     """``rule``, if it is one."""
     if not isinstance(rule, Rule):
+        from gradclip_core.sets.base import Set
+
         several = isinstance(rule, (list, tuple)) and all(isinstance(part, Rule) for part in rule)
         cure = "Pass Chain(rule, rule), not a list" if several else "Pass one, such as GlobalNorm(1.0)"
-        raise InvalidArgumentError(f"{asked}, rule={show(rule)}", f"a {type(rule).__name__} is no rule", cure)
+        seen = f"{article(type(rule).__name__)} is no rule"
+        if isinstance(rule, Set):
+            seen, cure = f"{seen} but a set to project on", f"Pass Project({show(rule)})"
+        raise InvalidArgumentError(f"{asked}, rule={show(rule)}", seen, cure)
     return rule

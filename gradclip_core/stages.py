@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gradclip_core.arrays.dock import Cargo
-from gradclip_core.errors import UnsupportedArrayError
+from gradclip_core.errors import InvalidArgumentError, UnsupportedArrayError, show
 from gradclip_core.plan import Segments, stored_limits
-from gradclip_core.protocol import FloatArray, IntArray, Scopes
+from gradclip_core.project import Project
+from gradclip_core.protocol import FLOAT64, FloatArray, IntArray, Scopes
 from gradclip_core.rules import NormRule, Rule, Site, Value, WeightArrays
 from gradclip_core.validate import How
 
@@ -29,6 +31,8 @@ class Stage:
     device_scale: Any
     """The loss scale, where only the device knows it: ``inverse`` means nothing then."""
     nonfinite: str
+    shifts: IntArray
+    """For each segment the exponent of the array scale that it, and what becomes of it, is multiplied with."""
 
     @property
     def sanitize(self) -> bool:
@@ -54,6 +58,7 @@ class Stage:
 def prepare(cargo: Cargo, rule: Rule, how: How) -> list[Stage]:
     """The stages of a rule. The loss scale and the policy belong to the first."""
     site = Site(cargo)
+    exponents = _exponents(cargo, site, rule, how)
     stages = []
     for number, part in enumerate(rule.stages):
         axes = part.unit_axes(site)
@@ -66,8 +71,39 @@ def prepare(cargo: Cargo, rule: Rule, how: How) -> list[Stage]:
         inverse, device_scale, nonfinite = 1.0, None, "propagate"
         if number == 0:
             inverse, device_scale, nonfinite = how.inverse_scale, how.device_scale, how.nonfinite
-        stages.append(Stage(part, axes, rows, scopes, weights, inverse, device_scale, nonfinite))
+        stages.append(
+            Stage(part, axes, rows, scopes, weights, inverse, device_scale, nonfinite, np.repeat(exponents, rows))
+        )
     return stages
+
+
+def _exponents(cargo: Cargo, site: Site, rule: Rule, how: How) -> IntArray:
+    """For each array the exponent of its scale."""
+    found = np.zeros(len(cargo.arrays), np.int64)
+    if not how.array_scales:
+        return found
+    if not all(isinstance(part, NormRule) for part in rule.stages) or len(rule.stages) != 1:
+        raise InvalidArgumentError(
+            f"array_scales with {show(rule)}",
+            "only rules that multiply by one factor leave a scaled array scaled",
+            "Clip by a norm; or clip into float32 first, with out= and a norm rule, and by the other rule then",
+        )
+    for path, scale in how.array_scales.items():
+        if path not in site.paths:
+            raise InvalidArgumentError(
+                f"array_scales[{path!r}]",
+                "there is no array of that path",
+                f"The paths are {', '.join(site.paths[:8])}",
+            )
+        array = site.paths.index(path)
+        if cargo.arrays[array].dtype is FLOAT64:
+            raise InvalidArgumentError(f"array_scales[{path!r}]", "it is float64", "Scale arrays of narrow types alone")
+        found[array] = math.frexp(scale)[1] - 1
+    if cargo.device != "cpu":
+        raise InvalidArgumentError(
+            "array_scales", f"the arrays are on {cargo.device}", "Scales of single arrays are for host memory"
+        )
+    return found
 
 
 def refuse_complex(cargo: Cargo, asked: str, rule: Rule) -> None:
@@ -76,11 +112,12 @@ def refuse_complex(cargo: Cargo, asked: str, rule: Rule) -> None:
         return
     for i, docked in enumerate(cargo.arrays):
         if docked.is_complex:
-            raise UnsupportedArrayError(
-                f"{asked}, array '{cargo.first_path(i)}'",
-                "it is complex, and complex numbers have no order and no norm but that with ord=2",
-                "Clip by a norm with ord=2, or pass its real and imaginary parts",
-            )
+            seen = "it is complex, and complex numbers have no order and no norm but that with ord=2"
+            cure = "Clip by a norm with ord=2, or pass its real and imaginary parts"
+            if any(isinstance(stage, Project) for stage in rule.stages):
+                seen = "it is complex, and projections other than on L2Ball are for real arrays"
+                cure = "Project it on L2Ball, or pass its real and imaginary parts"
+            raise UnsupportedArrayError(f"{asked}, array '{cargo.first_path(i)}'", seen, cure)
 
 
 def _rows(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> int:

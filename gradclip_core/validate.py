@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from gradclip_core.errors import InvalidArgumentError, show
-from gradclip_core.precision.nonfinite import POLICIES
+from gradclip_core.precision.nonfinite import POLICIES, UNDERFLOW_POLICIES
 
 
 def number(name: str, value: Any, cure: str) -> float:
@@ -47,6 +47,15 @@ def positive(name: str, value: Any) -> float:
     checked = number(name, value, cure)
     if not (math.isfinite(checked) and checked > 0):
         raise InvalidArgumentError(f"{name}={show(value)}", "it is not a finite number > 0", cure)
+    return checked
+
+
+def power_of_two(name: str, value: Any) -> float:
+    """A power of two that float32 holds, and its reciprocal."""
+    checked = positive(name, value)
+    if math.frexp(checked)[0] != 0.5 or not 2.0**-126 <= checked <= 2.0**126:
+        seen = "it is no power of two between 2^-126 and 2^126"
+        raise InvalidArgumentError(f"{name}={show(value)}", seen, "Pass a power of two, so that unscaling is exact")
     return checked
 
 
@@ -108,6 +117,7 @@ _ELSEWHERE = {
     "clip_norm": "The bound is called max_norm here",
     "clip_value": "The bound is called limit here",
     "error_if_nonfinite": "Here nonfinite='raise' is the default, and 'propagate' is torch's",
+    "out": "clip(grads, rule, out=...) has it",
     "norm_type": "The order of the norm is called ord here",
 }
 
@@ -118,23 +128,27 @@ class Common(TypedDict, total=False):
     loss_scale: float
     nonfinite: str
     backend: str | None
+    underflow: str
+    array_scales: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """What every function takes by keyword: ``loss_scale``, ``nonfinite``, ``backend``."""
+    """What every function takes by keyword, see ``Common``."""
 
     loss_scale: Any = 1.0
     nonfinite: str = "raise"
     backend: str | None = None
+    underflow: str = "ignore"
+    array_scales: Mapping[str, float] = field(default_factory=dict)
     device_scale: Any = field(default=None, init=False)
     """The loss scale, where it is a number in a device's memory; ``loss_scale`` is 1 then."""
 
     @classmethod
     def of(cls, keywords: Mapping[str, Any]) -> How:
         """From the keywords that a public function did not name itself."""
-        if unknown := sorted(set(keywords) - {"loss_scale", "nonfinite", "backend"}):
-            cure = "The common arguments are loss_scale, nonfinite and backend"
+        if unknown := sorted(set(keywords) - set(Common.__annotations__)):
+            cure = "The common arguments are loss_scale, nonfinite, backend, underflow and array_scales"
             cure = _ELSEWHERE.get(unknown[0], cure)
             raise InvalidArgumentError(f"{unknown[0]}={show(keywords[unknown[0]])}", "there is no such argument", cure)
         return cls(**keywords)
@@ -163,6 +177,18 @@ class How:
             raise InvalidArgumentError(
                 f"nonfinite={show(self.nonfinite)}", "there is no such policy", f"Pass one of {', '.join(POLICIES)}"
             )
+        if not isinstance(self.underflow, str) or self.underflow not in UNDERFLOW_POLICIES:
+            raise InvalidArgumentError(
+                f"underflow={show(self.underflow)}",
+                "there is no such policy",
+                f"Pass one of {', '.join(UNDERFLOW_POLICIES)}",
+            )
+        if not isinstance(self.array_scales, Mapping):
+            raise InvalidArgumentError(
+                f"array_scales={show(self.array_scales)}", "it is no mapping", "Pass {path: power of two}"
+            )
+        for path, scale_of in self.array_scales.items():
+            power_of_two(f"array_scales[{path!r}]", scale_of)
         if self.backend is not None and not isinstance(self.backend, str):
             raise InvalidArgumentError(
                 f"backend={show(self.backend)}", "it is no name", "Pass a name from the registry, or None"
@@ -170,7 +196,9 @@ class How:
 
     def known_on_host(self) -> How:
         """The same, with a loss scale that is on a device read from there."""
-        return self if self.device_scale is None else How(float(self.device_scale), self.nonfinite, self.backend)
+        if self.device_scale is None:
+            return self
+        return How(float(self.device_scale), self.nonfinite, self.backend, self.underflow, self.array_scales)
 
     @property
     def inverse_scale(self) -> float:

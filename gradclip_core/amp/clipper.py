@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from gradclip_core.amp.order import InOrder
 from gradclip_core.amp.parameters import Parameters
 from gradclip_core.amp.scaler import LossScaler
-from gradclip_core.amp.statistics import Record, Statistics
+from gradclip_core.amp.statistics import Record, Statistics, checked_statistics
 from gradclip_core.amp.torch_amp import GradScalerDoor, is_grad_scaler
+from gradclip_core.amp.watch import Left, watch
 from gradclip_core.errors import GradClipError, InvalidArgumentError, show
-from gradclip_core.functions import run_in_place, run_new
 from gradclip_core.info import ClipInfo
+from gradclip_core.pipeline import run_in_place, run_new
 from gradclip_core.rules import Rule, checked_rule
+from gradclip_core.tree import flatten
 from gradclip_core.validate import Common, How
 
 _WITH_A_SCALE = ("skip", "zero", "sanitize", "raise")
 
 
-class Clipper:
+class Clipper(InOrder):
     """Unscales, looks for infinities, clips and updates the loss scale, in one read pass and at most one write pass.
 
     Parameters
@@ -28,15 +31,17 @@ class Clipper:
         ``step`` and ``update``; None where the loss is not scaled.
     nonfinite : see ``clip``. None: ``"skip"`` with a scaler, ``"raise"`` without. Under "skip" and
         "zero" the scale falls and the optimizer is not to step; under "sanitize" the scale falls, and it may.
-    params : where ``step_()`` finds the gradients: an optimizer, a module, or its parameters. A
-        torch optimizer is watched: its ``step`` raises where the gradients are still scaled, or
-        their step was to be skipped. Only references are kept.
+    params : where ``step_()`` finds the gradients: an optimizer or a module, which are asked anew each time, or
+        parameters. A torch optimizer is watched: its ``step`` raises where gradients are still scaled, where their
+        step was to be skipped, and under a loss scale if it is given a closure; until another
+        Clipper is bound to it, or this one is gone. Bound, it cannot be copied or pickled.
     update : whether ``step_`` updates the ``LossScaler`` itself. False where several Clippers share one:
         call ``loss_scaler.update()`` once, after all have stepped.
-    backend : see ``clip``.
+    backend, underflow : see ``clip``.
 
     A skipped step leaves the gradients as they are, infinities among them, still scaled: clear them
     (``optimizer.zero_grad()``) before the next backward, also those of earlier micro-batches, which are lost.
+    So they are after a good step, where scaled gradients would be added to unscaled ones.
     With ``nonfinite="zero"`` that has been done.
 
     Gradient accumulation: scale and run backward as often as you like, and call ``step_`` once. The
@@ -57,7 +62,7 @@ class Clipper:
     ...     info = clipper.step_([np.array([gradient * 8], np.float32)])
     ...     print(gc.explain(info) + ("" if info.skipped else ": optimizer.step()"))
     norm 3 over 1 array; clipped to 1: optimizer.step()
-    norm inf over 1 array; 1 element of '0' was infinite and the step was skipped
+    norm inf over 1 array; 1 element of '0' was infinite, so the step was skipped
     >>> clipper.loss_scaler.get_scale()
     4.0
     """
@@ -71,14 +76,18 @@ class Clipper:
         params: Any = None,
         update: bool = True,
         backend: str | None = None,
+        underflow: str = "ignore",
     ) -> None:
         self.rule = checked_rule("Clipper", rule)
+        if not isinstance(update, bool):
+            raise InvalidArgumentError(f"Clipper(update={show(update)})", "it is no bool", "Pass True or False")
         self.loss_scaler = loss_scaler
-        self.updates = bool(update) and isinstance(loss_scaler, LossScaler)
+        self.updates = update and isinstance(loss_scaler, LossScaler)
         self._torch = _torch_scaler(loss_scaler)
-        self.nonfinite = nonfinite if nonfinite is not None else "raise" if loss_scaler is None else "skip"
-        How(nonfinite=self.nonfinite, backend=backend)
-        if loss_scaler is not None and self.nonfinite not in _WITH_A_SCALE:
+        scales = loss_scaler is not None and (self._torch is None or self._torch.enabled)
+        self.nonfinite = nonfinite if nonfinite is not None else "skip" if scales else "raise"
+        How(nonfinite=self.nonfinite, backend=backend, underflow=underflow)
+        if scales and self.nonfinite not in _WITH_A_SCALE:
             raise InvalidArgumentError(
                 f"Clipper(nonfinite={self.nonfinite!r})",
                 "with a loss scale infinities are a part of life, and would go into the weights",
@@ -90,21 +99,32 @@ class Clipper:
                 "a GradScaler that hears of an infinity skips the step, and one that does not keeps its scale",
                 "Use gradclip_core.LossScaler, or another policy",
             )
-        self.backend = backend
+        self.backend, self.underflow = backend, underflow
         self.params = None if params is None else Parameters(params)
         self._record = Record()
-        self._consumed = 0
-        """``LossScaler``'s count of scaled losses, when this last unscaled."""
-        self._unheeded: ClipInfo | None = None
+        self._left = Left()
+        self._consumed = self._clean = 0
+        """``LossScaler``'s count of scaled losses, when this last unscaled, and when all that it is bound to was."""
+        self._skipping: ClipInfo | None = None
         """The last info, if it said that the step is to be skipped."""
+        self._unheeded: ClipInfo | None = None
+        """The same, until somebody has asked."""
         if isinstance(loss_scaler, LossScaler):
             loss_scaler.join(self, self.updates)
-            self._consumed = loss_scaler.taken
-        self._watch()
+            self._consumed = self._clean = loss_scaler.taken
+        if self.params is not None and self.params.optimizer is not None:
+            watch(self, self.params.optimizer)
 
     # ---- the step -------------------------------------------------------------------------------
 
-    def step_(self, grads: Any = None, *, optimizer: Any = None, then: Callable[[], object] | None = None) -> ClipInfo:
+    def step_(
+        self,
+        grads: Any = None,
+        *,
+        optimizer: Any = None,
+        then: Callable[[], object] | None = None,
+        array_scales: Mapping[str, float] | None = None,
+    ) -> ClipInfo:
         """Unscale and clip in place, once for each optimizer step.
 
         Parameters
@@ -112,6 +132,7 @@ class Clipper:
         grads : see ``clip_``. None: the ``.grad`` of ``params``.
         optimizer : with a GradScaler, whose gradients they are, where ``params`` is not that optimizer.
         then : called, without arguments, unless the step is to be skipped: ``optimizer.step``.
+        array_scales : see ``clip``: of this step's arrays, beside the loss scale.
 
         Returns
         -------
@@ -124,36 +145,68 @@ class Clipper:
             where the gradients have been unscaled before, where the scale has changed since the
             loss was scaled, where the last step was to be skipped and nobody asked. Nothing is written.
         """
-        found = self._gradients("Clipper.step_", grads)
-        info = self._step("Clipper.step_", optimizer, lambda how: run_in_place(found, self.rule, how, "Clipper.step_"))
+        asked = "Clipper.step_"
+        if then is not None and not callable(then):
+            raise InvalidArgumentError(f"{asked}, then={show(then)}", "it cannot be called", "Pass optimizer.step")
+        if then is not None and self._torch is not None and self._torch.enabled:
+            cure = "Call scaler.step(optimizer), which skips by itself, and scaler.update()"
+            raise InvalidArgumentError(f"{asked}, then", "with a GradScaler the optimizer steps through it", cure)
+        found = self._gradients(asked, grads)
+        if grads is None:
+            self._refuse_left(asked, found.values())
+        leaves = flatten(found)[0]
+        info = self._step(asked, optimizer, array_scales, lambda how: run_in_place(found, self.rule, how, asked))
+        self._left.mark(leaves)
+        if isinstance(self.loss_scaler, LossScaler) and not self._dirty():
+            self._clean = self.loss_scaler.taken
         if then is not None and not info.skipped:
             then()
         return info
 
-    def __call__(self, grads: Any, *, optimizer: Any = None) -> tuple[Any, ClipInfo]:
-        """``step_`` into new arrays, for frameworks whose arrays are immutable."""
+    def __call__(
+        self,
+        grads: Any = None,
+        *,
+        out: Any = None,
+        optimizer: Any = None,
+        array_scales: Mapping[str, float] | None = None,
+    ) -> tuple[Any, ClipInfo]:
+        """``step_`` into new arrays, for frameworks whose arrays are immutable; or into ``out``, see ``clip``:
+        float32 gradients for master weights from float16 ones.
+        """
+        found = self._gradients("Clipper", grads)
         made: list[Any] = []
 
         def run(how: Common) -> ClipInfo:
-            clipped, info = run_new(grads, self.rule, how, "Clipper")
+            clipped, info = run_new(found, self.rule, how, "Clipper", out)
             made.append(clipped)
             return info
 
-        info = self._step("Clipper", optimizer, run)
+        info = self._step("Clipper", optimizer, array_scales, run)
         return made[0], info
 
     def _gradients(self, asked: str, grads: Any) -> Any:
         if grads is not None:
-            return grads
+            return list(grads) if isinstance(grads, Iterator) else grads
         if self.params is None:
             cure = "Pass them, or bind parameters: Clipper(rule, params=...)"
             raise InvalidArgumentError(f"{asked}()", "there are no gradients to clip", cure)
-        return self.params.gradients()
+        found = self.params.gradients()
+        if all(grad is None for grad in found.values()):
+            raise GradClipError(asked, "no parameter has a gradient", "Call backward before it")
+        return found
 
-    def _step(self, asked: str, optimizer: Any, run: Callable[[Common], ClipInfo]) -> ClipInfo:
+    def _step(
+        self, asked: str, optimizer: Any, scales: Mapping[str, float] | None, run: Callable[[Common], ClipInfo]
+    ) -> ClipInfo:
         self._refuse_unheeded(asked)
-        how: Common = {"nonfinite": self.nonfinite, "backend": self.backend}
+        how: Common = {"nonfinite": self.nonfinite, "backend": self.backend, "underflow": self.underflow}
+        if scales is not None:
+            how["array_scales"] = scales
         scaler = self.loss_scaler
+        if optimizer is not None and self._torch is None:
+            cure = "Leave it out; bind an optimizer with Clipper(rule, ..., params=optimizer)"
+            raise InvalidArgumentError(f"{asked}, optimizer", "only a GradScaler's record goes by optimizer", cure)
         if self._torch is not None and self._torch.enabled:
             target = optimizer if optimizer is not None or self.params is None else self.params.optimizer
             how["loss_scale"] = self._torch.open(asked, target)
@@ -167,71 +220,21 @@ class Clipper:
             scaler.record(self, info.nonfinite > 0)
             if self.updates:
                 scaler.update()
-            self._unheeded = info if info.peek_skipped() else None
         else:
             info = run(how)
-            # On a device nobody knows yet, and asking would wait.
-            self._unheeded = info if self.nonfinite in ("skip", "zero") and info.known and info.peek_skipped() else None
+        # Without a scaler nobody knows yet on a device, and asking would wait.
+        ask = self.nonfinite in ("skip", "zero") and (info.known or self.loss_scaler is not None)
+        self._skipping = info if ask and info.peek_skipped() else None
+        self._unheeded = self._skipping if self._torch is None or not self._torch.enabled else None
         self._record.add(info)
         return info
 
-    # ---- what must not go through in silence ----------------------------------------------------
-
-    def _refuse_used(self, asked: str, scaler: LossScaler) -> None:
-        if scaler.has_heard(self):
-            raise GradClipError(
-                asked,
-                "the scale was not updated since this Clipper's last step",
-                "Call loss_scaler.update() once in each iteration, after all Clippers have stepped",
-            )
-        if scaler.taken == self._consumed:
-            raise GradClipError(
-                asked,
-                "no loss was scaled since these gradients were last unscaled, so they would be unscaled twice",
-                "Call it once for each optimizer step, after loss_scaler.scale(loss) and backward; to clip once more, "
-                "call clip_",
-            )
-        if scaler.last_taken != scaler.get_scale():
-            raise GradClipError(
-                asked,
-                f"the loss was scaled by {scaler.last_taken:g}, and the scale has become {scaler.get_scale():g} since",
-                "Update the scale last, after every Clipper has stepped",
-            )
-
-    def _refuse_unheeded(self, asked: str) -> None:
-        if self._unheeded is not None and not self._unheeded.heeded:
-            count = self._unheeded.nonfinite
-            self._unheeded = None
-            raise GradClipError(
-                asked,
-                f"the last step was to be skipped, for {count} non-finite elements, and nobody asked: if the "
-                "optimizer has stepped, they are in the weights",
-                "Write 'if not info.skipped: optimizer.step()', or pass step_(then=optimizer.step); "
-                "go back to a checkpoint if it has",
-            )
-
-    def _watch(self) -> None:
-        """Have a torch optimizer refuse to step on gradients that it should not take."""
-        optimizer: Any = None if self.params is None else self.params.optimizer
-        if not isinstance(self.loss_scaler, LossScaler) or not hasattr(optimizer, "register_step_pre_hook"):
-            return
-        scaler = self.loss_scaler
-
-        def check(*_: object) -> None:
-            if scaler.taken != self._consumed:
-                raise GradClipError(
-                    "optimizer.step",
-                    f"its gradients are still multiplied with the loss scale {scaler.get_scale():g}",
-                    "Call clipper.step_() between backward and optimizer.step()",
-                )
-            if self._unheeded is not None:
-                raise GradClipError(
-                    "optimizer.step",
-                    f"this step is to be skipped: {self._unheeded.nonfinite} gradient elements are infinite or NaN",
-                    "Write 'if not info.skipped: optimizer.step()', or pass step_(then=optimizer.step)",
-                )
-
-        optimizer.register_step_pre_hook(check)
+    def reset(self) -> None:
+        """The gradients have been cleared: forget that a loss was scaled, and that a step was to be skipped."""
+        self._skipping = self._unheeded = None
+        if isinstance(self.loss_scaler, LossScaler):
+            self.loss_scaler.forget(self)
+            self._consumed = self._clean = self.loss_scaler.taken
 
     # ---- what is kept ---------------------------------------------------------------------------
 
@@ -248,18 +251,33 @@ class Clipper:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from ``state_dict()``."""
-        if ("loss_scaler" in state) != isinstance(self.loss_scaler, LossScaler) or "statistics" not in state:
+        """Resume from ``state_dict()``. Gradients stay what they were. Nothing changes at an error."""
+        known = isinstance(state, Mapping) and "statistics" in state
+        if not known or ("loss_scaler" in state) != isinstance(self.loss_scaler, LossScaler):
             raise InvalidArgumentError(
-                f"Clipper.load_state_dict({show(sorted(state))})",
+                f"Clipper.load_state_dict({show(sorted(state) if isinstance(state, Mapping) else state)})",
                 "it is not the state of a Clipper with this kind of loss scaler",
                 "Pass what state_dict() of a Clipper that was made alike returned",
             )
+        statistics = checked_statistics(state["statistics"])
         if isinstance(self.loss_scaler, LossScaler):
             self.loss_scaler.load_state_dict(state["loss_scaler"])
-            self._consumed = self.loss_scaler.taken
-        self._record.load(dict(state["statistics"]))
+        self._record.load(statistics)
         self._unheeded = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.params is not None:
+            raise InvalidArgumentError(
+                "copying or pickling a Clipper",
+                "it is bound to parameters, and a copy would be bound to others",
+                "Save clipper.state_dict(), make a Clipper for the copy of the model, and load it there",
+            )
+        return {**self.__dict__, "_left": Left()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.loss_scaler, LossScaler):
+            self.loss_scaler.join(self, self.updates)
 
     def __repr__(self) -> str:
         return f"Clipper({self.rule!r}, {self.loss_scaler!r}, nonfinite={self.nonfinite!r})"

@@ -17,13 +17,15 @@ class Parameters:
         self.optimizer = source if hasattr(source, "param_groups") else None
         self._source = source
         self._fixed: dict[str, Any] | None = None
-        if self.optimizer is None:
+        if self.optimizer is None and not hasattr(source, "named_parameters"):
             self._fixed = named(source)
         self._named()  # refuses now what holds no parameters
 
     def _named(self) -> dict[str, Any]:
-        # An optimizer may be given more of them later: add_param_group.
-        return self._fixed if self._fixed is not None else of_optimizer(self._source)
+        # An optimizer may be given more of them later, and layers of a module be replaced.
+        if self._fixed is not None:
+            return self._fixed
+        return named(self._source) if self.optimizer is None else of_optimizer(self._source)
 
     def gradients(self) -> dict[str, Any]:
         """Name -> ``.grad``, which is None for parameters that have none yet."""

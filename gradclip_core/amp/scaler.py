@@ -6,18 +6,16 @@ semantics are those of ``torch.amp.GradScaler`` and of Keras's ``LossScaleOptimi
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
 import weakref
 from collections.abc import Mapping
 from typing import Any
 
-from gradclip_core import validate
 from gradclip_core.errors import GradClipError, InvalidArgumentError, UnsupportedArrayError, show
+from gradclip_core.validate import power_of_two
 
 _NARROW = ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
-_POWERS = "Pass a power of two, so that unscaling is exact"
 _KEYS = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
 
 
@@ -113,7 +111,7 @@ class LossScaler:
             raise InvalidArgumentError(
                 f"LossScaler, {name}={scale!r}",
                 f"it is not between min_scale={self.min_scale!r} and max_scale={self.max_scale!r}",
-                "Move the scale, or its floor or ceiling",
+                "Move the scale, or make the LossScaler with another min_scale or max_scale",
             )
         return scale
 
@@ -200,6 +198,10 @@ class LossScaler:
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Resume from ``state_dict()``, ours or that of a ``torch.amp.GradScaler``. Nothing changes at an error."""
+        if not isinstance(state, Mapping):
+            raise InvalidArgumentError(
+                f"LossScaler.load_state_dict({show(state)})", "it is no mapping", "Pass what state_dict() returned"
+            )
         if missing := [key for key in _KEYS if key not in state]:
             raise InvalidArgumentError(
                 "LossScaler.load_state_dict",
@@ -221,7 +223,7 @@ class LossScaler:
         self.min_scale, self.max_scale = fresh.min_scale, fresh.max_scale
         self.growth_factor, self.backoff_factor = fresh.growth_factor, fresh.backoff_factor
         self.growth_interval, self._scale, self._tracker = fresh.growth_interval, scale, int(tracker)
-        self.last_taken, self._found = scale, {}
+        self._found = {}
 
     def __repr__(self) -> str:
         if not self.dynamic:
@@ -250,6 +252,10 @@ class LossScaler:
         """Whether a Clipper has measured since the last update."""
         return id(clipper) in self._found
 
+    def forget(self, clipper: object) -> None:
+        """As if it had not measured."""
+        self._found.pop(id(clipper), None)
+
     def record(self, clipper: object, overflowed: bool) -> None:
         """What a Clipper has met."""
         self._found[id(clipper)] = overflowed
@@ -258,17 +264,9 @@ class LossScaler:
         return {**self.__dict__, "_clippers": [], "_found": {}}  # a copy has its own
 
 
-def power_of_two(name: str, value: Any) -> float:
-    """``value`` as a float, which has to be a power of two with a normal reciprocal."""
-    checked = validate.positive(name, value)
-    if math.frexp(checked)[0] != 0.5 or not 2.0**-126 <= checked <= 2.0**126:
-        raise InvalidArgumentError(f"{name}={show(value)}", "it is no power of two between 2^-126 and 2^126", _POWERS)
-    return checked
-
-
 def scaled_loss(loss: Any, scale: float) -> Any:
     """``loss · scale`` in at least float32."""
-    if isinstance(loss, (bool, str, bytes)) or loss is None:
+    if isinstance(loss, (bool, str, bytes)) or loss is None or "bool" in str(getattr(loss, "dtype", "")):
         raise UnsupportedArrayError(
             "LossScaler.scale", f"a {type(loss).__name__} is no loss", "Pass the loss: a number or an array"
         )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 
+from gradclip_core.errors import InvalidArgumentError, show
 from gradclip_core.info import ClipInfo
 
 _WAITING = 256
@@ -41,6 +43,22 @@ class Statistics:
             self.largest_norm = max(self.largest_norm, info.norm)
 
 
+def checked_statistics(state: object) -> Statistics:
+    """From what ``Record.state`` returned; anything else is refused."""
+    names = {field.name for field in fields(Statistics)}
+    if (
+        not isinstance(state, Mapping)
+        or set(state) != names
+        or not all(isinstance(v, (int, float)) for v in state.values())
+    ):
+        raise InvalidArgumentError(
+            f"load_state_dict, statistics={show(state)}",
+            "it is not a number for each of the statistics",
+            "Pass what state_dict() returned, unchanged",
+        )
+    return Statistics(**state)
+
+
 class Record:
     """Statistics that do not wait for a device."""
 
@@ -67,7 +85,7 @@ class Record:
         """As numbers."""
         return asdict(self.read())
 
-    def load(self, state: dict[str, float]) -> None:
-        """From ``state``."""
-        self._sums = Statistics(**state)  # type: ignore[arg-type]  # what asdict made
+    def load(self, sums: Statistics) -> None:
+        """Go on from these."""
+        self._sums = sums
         self._waiting.clear()

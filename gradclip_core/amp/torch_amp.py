@@ -24,12 +24,30 @@ class GradScalerDoor:
     """One GradScaler, as a Clipper needs it."""
 
     def __init__(self, scaler: Any) -> None:
+        known = sys.modules["torch"].amp.GradScaler if "torch" in sys.modules else None
+        if known is not None and isinstance(scaler, known) and type(scaler).unscale_ is not known.unscale_:
+            raise BackendError(
+                f"Clipper, loss_scaler, a {type(scaler).__name__}",
+                "its unscale_ is its own: FSDP's agrees with the other ranks on what was found",
+                "Let it unscale, scaler.unscale_(optimizer), and clip without a loss scaler",
+            )
         self._scaler = scaler
 
     @property
     def enabled(self) -> bool:
         """A disabled one scales nothing."""
         return bool(self._scaler.is_enabled())
+
+    def holds_scaled(self, optimizer: Any) -> bool:
+        """Whether new gradients of this optimizer's would be scaled, and its record says that nobody unscaled them."""
+        if not self.enabled or self._scaler._scale is None:
+            return False
+        ready = sys.modules["torch"].amp.grad_scaler.OptState.READY
+        return bool(self._record("optimizer.step", optimizer)["stage"] is ready)
+
+    def get_scale(self) -> float:
+        """Its scale."""
+        return float(self._scaler.get_scale())
 
     def open(self, asked: str, optimizer: Any) -> Any:
         """The scale that this optimizer's gradients have, on whatever device it is; refused where it is used up."""

@@ -54,7 +54,7 @@ class CupyDoor:
             stream=int(cupy.cuda.get_current_stream(device).ptr) or 1,
         )
 
-    def new_like(self, docked: Docked) -> Docked:
+    def new_like(self, docked: Docked, dtype: DType | None = None) -> Docked:
         """``cupy.empty_like``, on the same device: the order of the axes in memory is kept."""
         try:
             with cupy.cuda.Device(docked.array.device.id):

@@ -1,7 +1,7 @@
 """The generic door: any object with ``__dlpack__``, read without being consumed.
 
 https://dmlc.github.io/dlpack/latest/c_api.html. The capsule is looked into by ctypes, because
-``numpy.from_dlpack`` knows no bfloat16, and silently makes up memory where the pointer is NULL.
+``numpy.from_dlpack`` knows no bfloat16 and no float8, and silently makes up memory where the pointer is NULL.
 """
 
 from __future__ import annotations
@@ -14,13 +14,24 @@ from typing import Any
 import numpy as np
 
 from gradclip_core.arrays.docked import Docked, Refused
-from gradclip_core.arrays.dtypes import SUPPORTED, refuse_dtype
+from gradclip_core.arrays.dtypes import SUPPORTED, numpy_dtype, refuse_dtype
 from gradclip_core.errors import UnsafeMemoryError, UnsupportedArrayError, no_memory_for
+from gradclip_core.protocol import DType
 
 _DEVICES = {1: "cpu", 2: "cuda", 3: "cpu", 4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm", 11: "cpu", 13: "cuda"}
 _DEFAULT_STREAM = 1
 """CUDA's legacy default stream, by DLPack's numbering and by CUDA's own."""
 _CODES = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}
+_FLOAT8 = {
+    7: "float8_e3m4",
+    8: "float8_e4m3",
+    9: "float8_e4m3b11fnuz",
+    10: "float8_e4m3fn",
+    11: "float8_e4m3fnuz",
+    12: "float8_e5m2",
+    13: "float8_e5m2fnuz",
+    14: "float8_e8m0fnu",
+}
 _READ_ONLY = 1
 
 
@@ -105,7 +116,7 @@ class DlpackDoor:
             raise Refused(UnsupportedArrayError, f"its capsule is named {name!r}", "Pass it as a NumPy array")
         return _describe(x, self, tensor, capsule, read_only)
 
-    def new_like(self, docked: Docked) -> Docked:
+    def new_like(self, docked: Docked, dtype: DType | None = None) -> Docked:
         """Memory in C order; ``finish`` hands it to the array's own framework."""
         if docked.device != "cpu":
             return self._new_on_device(docked)
@@ -116,10 +127,10 @@ class DlpackDoor:
                 "the type has no __array_namespace__ to make one with",
                 "Pass it as a NumPy array, or use the function that works in place, with an underscore",
             )
-        new = np.empty(docked.shape, f"V{docked.itemsize}")
-        return Docked(
-            new, self, new.ctypes.data, new.shape, new.strides, docked.dtype, docked.is_complex, contiguous=True
-        )
+        stored = docked.dtype if dtype is None else dtype
+        itemsize = docked.itemsize if dtype is None else dtype.itemsize
+        new = np.empty(docked.shape, f"V{itemsize}")
+        return Docked(new, self, new.ctypes.data, new.shape, new.strides, stored, docked.is_complex, contiguous=True)
 
     def _new_on_device(self, docked: Docked) -> Docked:
         """CuPy's memory: it can be given to any framework by DLPack, and is freed in the order of its stream."""
@@ -133,7 +144,7 @@ class DlpackDoor:
         index = int(docked.device.partition(":")[2])
         try:
             with cupy.cuda.Device(index), cupy.cuda.Stream.null:
-                new = cupy.empty(docked.shape, _numpy_dtype(docked))
+                new = cupy.empty(docked.shape, numpy_dtype(docked.dtype, docked.is_complex))
         except cupy.cuda.memory.OutOfMemoryError as error:
             raise no_memory_for(docked.device, docked.shape, error) from error
         pointer = int(new.data.ptr) if new.size else 0
@@ -158,7 +169,7 @@ class DlpackDoor:
             # CuPy lets the taker wait for its current stream, which has to be the one that wrote.
             with cupy.cuda.Device(int(new.device.partition(":")[2])), cupy.cuda.Stream.null:
                 return namespace.from_dlpack(new.array)
-        values, device = new.array.view(_numpy_dtype(new)), getattr(like.array, "device", None)
+        values, device = new.array.view(numpy_dtype(new.dtype, new.is_complex)), getattr(like.array, "device", None)
         try:
             return namespace.asarray(values, device=device)  # the array API's keyword
         except TypeError:  # a namespace without devices
@@ -166,14 +177,6 @@ class DlpackDoor:
 
     def after_write(self, written: Sequence[Docked]) -> None:
         """DLPack has no way to say that memory has changed."""
-
-
-def _numpy_dtype(docked: Docked) -> Any:
-    if docked.dtype.name == "bfloat16":
-        import ml_dtypes  # a framework with bfloat16 arrays, and CuPy with them, brought it along
-
-        return ml_dtypes.bfloat16
-    return next(name for name, entry in SUPPORTED.items() if entry == (docked.dtype, docked.is_complex))
 
 
 def _export(x: Any) -> tuple[str, Any]:
@@ -202,9 +205,10 @@ def _export(x: Any) -> tuple[str, Any]:
 
 
 def _describe(x: Any, door: DlpackDoor, tensor: _Tensor, capsule: Any, read_only: str) -> Docked:
-    name = f"{_CODES.get(tensor.dtype.code, f'DLPack type code {tensor.dtype.code} of ')}{tensor.dtype.bits}"
-    if 7 <= tensor.dtype.code <= 14:
-        name = "float8"
+    code, bits = tensor.dtype.code, tensor.dtype.bits
+    name = f"{_CODES.get(code, f'DLPack type code {code} of ')}{bits}"
+    if code in _FLOAT8 and bits == 8:
+        name = _FLOAT8[code]
     if name not in SUPPORTED or tensor.dtype.lanes != 1:
         raise refuse_dtype(name if tensor.dtype.lanes == 1 else f"{name} x {tensor.dtype.lanes} lanes")
     storage, is_complex = SUPPORTED[name]

@@ -155,12 +155,18 @@ def _check_writable(cargo: Cargo, asked: str) -> None:
             raise ReadOnlyError(
                 f"{asked}, array '{cargo.first_path(i)}'",
                 docked.read_only,
-                f"Use {asked.rstrip('_')}, which returns new arrays",
+                "Pass arrays that may be written" if asked.endswith(", out") else _use_new(asked),
             )
         if overlaps_itself(docked):
             raise UnsafeMemoryError(
                 f"{asked}, array '{cargo.first_path(i)}'",
                 f"several of its elements are the same memory (strides {docked.strides} bytes), "
                 "which in place would be scaled more than once",
-                f"Use {asked.rstrip('_')}, which returns new arrays",
+                "Pass arrays without such strides" if asked.endswith(", out") else _use_new(asked),
             )
+
+
+def _use_new(asked: str) -> str:
+    if asked == "Clipper.step_":
+        return "Call the Clipper itself, clipped, info = clipper(grads), which returns new arrays"
+    return f"Use {asked.rstrip('_')}, which returns new arrays"

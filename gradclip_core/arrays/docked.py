@@ -27,8 +27,10 @@ class Door(Protocol):
         """Describe ``x`` without copying it, or raise ``Refused``."""
         ...
 
-    def new_like(self, docked: Docked) -> Docked:
-        """New uninitialised memory of the same shape and dtype, laid out alike where that is dense."""
+    def new_like(self, docked: Docked, dtype: DType | None = None) -> Docked:
+        """New uninitialised memory of the same shape, laid out alike where that is dense; of the same dtype, or
+        (host memory, real numbers) of another.
+        """
         ...
 
     def finish(self, new: Docked, like: Docked) -> Any:

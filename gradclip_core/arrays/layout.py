@@ -17,6 +17,7 @@ from gradclip_core.protocol import Buffer, host_view
 
 # Elements are moved as integers or complex pairs of the right width: no conversion, any dtype.
 _MOVED_AS: dict[int, np.dtype[Any]] = {
+    1: np.dtype(np.uint8),
     2: np.dtype(np.uint16),
     4: np.dtype(np.uint32),
     8: np.dtype(np.uint64),

@@ -1,4 +1,4 @@
-"""The door for NumPy arrays, memory-mapped ones and ``ml_dtypes`` bfloat16 included."""
+"""The door for NumPy arrays, memory-mapped ones and ``ml_dtypes`` bfloat16 and float8 included."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from gradclip_core.arrays.docked import Docked, Refused
-from gradclip_core.arrays.dtypes import SUPPORTED, refuse_dtype
+from gradclip_core.arrays.dtypes import SUPPORTED, numpy_dtype, refuse_dtype
 from gradclip_core.errors import UnsupportedArrayError
+from gradclip_core.protocol import DType
 
 _PLAIN = (np.ndarray, np.memmap)
 
@@ -49,9 +50,10 @@ class NumpyDoor:
             contiguous=flags.c_contiguous,
         )
 
-    def new_like(self, docked: Docked) -> Docked:
+    def new_like(self, docked: Docked, dtype: DType | None = None) -> Docked:
         """``np.empty_like``: the order of the axes in memory is kept."""
-        return self.dock(np.empty_like(docked.array, subok=False))
+        kind = None if dtype is None else numpy_dtype(dtype)
+        return self.dock(np.empty_like(docked.array, kind, subok=False))
 
     def finish(self, new: Docked, like: Docked) -> Any:
         """The array itself."""

@@ -13,6 +13,7 @@ from typing import Any
 from gradclip_core.arrays.docked import Docked, Refused
 from gradclip_core.arrays.dtypes import SUPPORTED, refuse_dtype
 from gradclip_core.errors import UnsafeMemoryError, UnsupportedArrayError, no_memory_for
+from gradclip_core.protocol import DType
 
 torch: Any = sys.modules["torch"]
 _forward_ad: Any = sys.modules["torch.autograd.forward_ad"]
@@ -67,10 +68,11 @@ class TorchDoor:
         docked.pointer = _pointer(x)
         return docked
 
-    def new_like(self, docked: Docked) -> Docked:
+    def new_like(self, docked: Docked, dtype: DType | None = None) -> Docked:
         """``torch.empty_like``: dense strides are kept. Plain, detached, in the caller's grad mode."""
         try:
-            return self.dock(torch.empty_like(docked.array, requires_grad=False))
+            kind = None if dtype is None else getattr(torch, dtype.name)
+            return self.dock(torch.empty_like(docked.array, dtype=kind, requires_grad=False))
         except torch.cuda.OutOfMemoryError as error:
             raise no_memory_for(docked.device, docked.shape, error) from error
 

@@ -31,13 +31,13 @@ def command() -> None:
 
 
 def request(name: str) -> protocol.Request:
-    """What a backend would be asked for: all dtypes, in the memory that it is preferred for.
+    """What a backend would be asked for: what every one serves, in the memory that it is preferred for.
 
     In the host's, where it serves that by name and the other is not on this machine.
     """
     devices = {device for device, names in registry.PREFERENCE.items() if name in names}
     preferred, host = (
-        protocol.Request(frozenset(where), frozenset(protocol.DTYPES)) for where in (devices or {"cpu"}, {"cpu"})
+        protocol.Request(frozenset(where), frozenset(protocol.BASE_DTYPES)) for where in (devices or {"cpu"}, {"cpu"})
     )
     if registry.reasons_against(name, preferred) and not registry.reasons_against(name, host):
         return host

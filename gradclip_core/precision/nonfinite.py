@@ -1,4 +1,4 @@
-"""The five policies for infinities and NaNs, the same for every rule."""
+"""The five policies for infinities and NaNs, the same for every rule, and the three for what a factor makes zero."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from gradclip_core.errors import NonFiniteGradientError
 from gradclip_core.protocol import IntArray
 
 POLICIES = ("raise", "skip", "zero", "sanitize", "propagate")
+UNDERFLOW_POLICIES = ("ignore", "count", "raise")
 _SHOWN = 8
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradclip_core import validate
+from gradclip_core.errors import InvalidArgumentError, show
 from gradclip_core.forms import Form
 from gradclip_core.sets.base import Certificate, Moments, Set, View
 from gradclip_core.sets.given import given
@@ -95,14 +96,21 @@ class LinfBall(Set):
 class Box(Set):
     """``{y : low <= y_i <= high}``: every element is clamped, as ``clip_by_value(grads, (low, high))``, to the bit.
 
-    One of the two may be infinite. Exact, on every backend and device; the same for every scope.
+    The bounds are numbers, for all elements; one of the two may be infinite.
+    Exact, on every backend and device; the same for every scope.
     """
 
     low: float
     high: float
 
     def __post_init__(self) -> None:
-        low, high = validate.interval((self.low, self.high), "Box, (low, high)")
+        cure = "Pass two numbers, low <= high, for all elements; one may be infinite: Box(-math.inf, 1.0)"
+        bounds = [validate.number(f"Box, {name}", getattr(self, name), cure) for name in ("low", "high")]
+        try:
+            low, high = validate.interval((bounds[0], bounds[1]))
+        except InvalidArgumentError as error:
+            asked = f"Box({show(self.low)}, {show(self.high)})"
+            raise InvalidArgumentError(asked, error.seen, cure) from error
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "high", high)
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from gradclip_core.members import Members
     from gradclip_core.rules import Rule, Site
 
+_FAR = 300
+"""A difference of exponents: sums of squares of both ends fit float64, and a direction in it is one to the last bit."""
+
 Moments = Mapping[str, FloatArray]
 """Name of a moment -> its value for each segment."""
 
@@ -72,6 +75,10 @@ class View:
     arrays: Members
     norm: float
     largest: float
+    afar: int = 0
+    """u is a 2^-afar of the gradient, see ``near``."""
+    known: object = None
+    """What ``Set.prepared`` has found out, for ``Set.decide``."""
 
     @property
     def size(self) -> int:
@@ -126,6 +133,13 @@ class View:
         except OverflowError:
             return math.inf
 
+    def taken(self, length: float) -> float:
+        """A length of what was taken away, in the units of the gradient."""
+        try:
+            return math.ldexp(length, self.reading.exponent + self.afar)
+        except OverflowError:
+            return math.inf
+
     def aim(self, radius: float, roundings: int | None = None) -> Fraction:
         """A little less than ``radius``, so that rounding every element to nearest cannot lead out of a ball
         whose gauge is a sum of magnitudes: half an ulp of float32 (of float64, and as much for the arithmetic
@@ -141,6 +155,28 @@ class View:
         shift = self.reading.exponent - exponent
         norm, largest = (math.ldexp(value, shift) for value in (self.norm, self.largest))
         return replace(self, reading=replace(self.reading, exponent=exponent), norm=norm, largest=largest)
+
+    def near(self, reach: int) -> View:
+        """The scope in units that hold the squares of u and of results of up to 2^reach, however far apart they are.
+
+        For sets of which a point that is 2^300 times as long as any of the set lands where the same point lands that
+        is a power of two nearer: from so far away the direction alone counts. (The unscaling factor holds that power;
+        at loss scales beyond 2^700 it may not hold all of it.)
+        """
+        if not self.largest:
+            return self
+        far = math.frexp(self.largest)[1] + self.reading.exponent
+        shift = min(far - reach - _FAR, math.frexp(self.reading.inverse)[1] + 1020)
+        if shift <= 0 and abs(far) <= _FAR // 3:
+            return self
+        view = self if shift <= 0 else self._nearer(shift)
+        far -= max(shift, 0)
+        return view.in_units(far - max(0, min(far - reach, _FAR)) // 2)
+
+    def _nearer(self, shift: int) -> View:
+        reading = replace(self.reading, inverse=math.ldexp(self.reading.inverse, -shift))
+        norm, largest = (math.ldexp(value, -shift) for value in (self.norm, self.largest))
+        return replace(self, reading=reading, norm=norm, largest=largest, afar=self.afar + shift)
 
     def probe(self, form: Form, *moments: str) -> dict[str, FloatArray]:
         """One read pass: moments of the form, not rounded to the storage type."""

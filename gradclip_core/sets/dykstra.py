@@ -25,12 +25,15 @@ import numpy as np
 
 from gradclip_core.protocol import FloatArray
 
-_ROUNDING = 2.0**-46
+ROUNDING = 2.0**-46
 """Beside ‖g‖, what float64 arithmetic on vectors of its length leaves behind."""
 _PLAIN, _MEMORY, _SOON = 4, 6, 50
 """Rounds before the first proposal; how many a proposal is made of; how many before a start from afar."""
 _SAME = 2.0**-30
 """Steps that differ by no more than this are one step."""
+
+_ENDLESS = 2.0**40
+"""Increments that are longer than this, beside ‖g‖, leave nothing of y: they grow where no point is common."""
 
 Projection = Callable[[FloatArray], FloatArray]
 
@@ -62,6 +65,7 @@ def nearest(
             here = Rounds(projections, g * 0.5**halvings, tolerance)
             here.run(kept, min(left, _SOON))
             left -= here.done
+            last.done += here.done
             kept = [p + 2 * (p - q) for p, q in zip(here.increments, before, strict=True)]
             before = here.increments
     return last.run(kept, max(left, 0)), last
@@ -87,6 +91,8 @@ class Rounds:
             if self._is_there(increments, products):
                 self.increments = increments
                 return Point(self.y, increments, products)
+            if max(map(float, map(np.linalg.norm, increments))) > _ENDLESS * self.length:
+                return None
             half = 0.5 * float(self.y @ self.y)
             dual = half + math.fsum(products)
             roundoff = 2.0**-50 * (half + math.fsum(map(abs, products)))
@@ -118,9 +124,11 @@ class Rounds:
 
     def _is_there(self, increments: Sequence[FloatArray], products: Sequence[float]) -> bool:
         y = self.y
-        near = max(self.tolerance * float(np.linalg.norm(y)), _ROUNDING * self.length)
+        near = max(self.tolerance * float(np.linalg.norm(y)), ROUNDING * self.length)
         if not self.travelled <= near:
             return False
+        if not 2.0**-52 * max(map(float, map(np.linalg.norm, increments))) <= near:
+            return False  # y does not move because it is rounding alone
         gap = math.fsum(products) - math.fsum(float(p @ y) for p in increments)
         return gap <= near * float(np.linalg.norm(self.g - y))
 
@@ -155,7 +163,10 @@ class Mixing:
             return after + self._reach * step
         sizes = np.maximum(sizes, sizes.max() * 2.0**-500)
         right = np.array([float(a @ step) for a in changes]) / sizes
-        weights = np.linalg.lstsq(gram / np.outer(sizes, sizes), right, rcond=1e-13)[0] / sizes
+        scaled = gram / np.outer(sizes, sizes)
+        if not (np.isfinite(scaled).all() and np.isfinite(right).all()):
+            return None
+        weights = np.linalg.lstsq(scaled, right, rcond=1e-13)[0] / sizes
         for weight, earlier in zip(weights, self._states[:-1], strict=True):
             after = after - weight * (self._states[-1] - earlier)
         return after

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,11 @@ from gradclip_core.protocol import Buffer
 from gradclip_core.reference import tree_sum
 from gradclip_core.sets.base import Certificate, Moments, Set, View
 from gradclip_core.sets.multiplier import find_multiplier
-from gradclip_core.sets.normals import apart, owned, widened
+from gradclip_core.sets.normals import apart, outline, owned, widened
 from gradclip_core.sets.squares import LOST, rounding, shaved
 from gradclip_core.tree import kept
 
-# Within these the squares of weights times squares of elements stay in float64's range.
+# Weights within these need no units of their own.
 _LEAST, _MOST = 2.0**-100, 2.0**100
 _SPAN = 2.0**200
 
@@ -34,11 +34,11 @@ class _Weights:
     top: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class _Weighted(Set):
     """A weighted L2 ball. ``weights`` is only read, and not copied."""
 
-    weights: Any = field(repr=False, compare=False)
+    weights: Any = field(compare=False)
     radius: float
 
     moments = ("wy2", "dy", "d2_w", "d2")
@@ -48,15 +48,23 @@ class _Weighted(Set):
         object.__setattr__(self, "weights", kept(self.weights))
         object.__setattr__(self, "radius", validate.positive(f"{name}, radius", self.radius))
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(weights={outline(self.weights)}, radius={self.radius!r})"
+
     def prepared(self, view: View) -> View:
         """See ``Set.prepared``: in units in which squares times weights stay in range."""
-        if view.largest == 0 or _LEAST <= view.original(view.largest) <= _MOST:
+        weights = self._beside(view)
+        view = replace(view, known=weights)
+        if not view.size:
             return view
-        return view.in_units(view.reading.exponent + math.frexp(view.largest)[1])
+        # No point of the set is longer than the radius over the root of the least weight.
+        reach = math.frexp(self.radius)[1] - math.frexp(weights.unit)[1] - (math.frexp(weights.least)[1] - 1) // 2
+        return view.near(reach + 2)
 
     def decide(self, view: View) -> Form | None:
         """See ``Set.decide``."""
-        weights = self._beside(view)
+        weights = view.known
+        assert isinstance(weights, _Weights)
         companions, unit = weights.companions, weights.unit
         seen = view.probe(view.form("same", companions=companions), "wy2")["wy2"]
         norm = math.sqrt(tree_sum(seen))
@@ -65,7 +73,7 @@ class _Weighted(Set):
         # A subnormal's rounding counts as often as the root of the sum of the weights.
         feels = math.ceil(math.sqrt(view.size * weights.top) * unit) + 1
         aim = shaved(view, self.radius, feels) * (1 - rounding(view))
-        if aim <= LOST * math.ceil(view.largest) or float(aim) / unit == 0:
+        if float(aim) / unit <= float(LOST) * view.largest * math.sqrt(weights.least):
             return view.form("scale", 0.0, companions=companions, e=unit)
         return self._moved(view, weights, norm, float(aim) / unit)
 
@@ -77,10 +85,10 @@ class _Weighted(Set):
         """``sup_z <d, z> = radius · √(Σ d²/w)``. The form's ``e`` is the unit of the square roots of the weights."""
         radius = view.scaled(self.radius) / form.e
         return Certificate.of(
-            view.original(math.sqrt(tree_sum(found["wy2"])) * form.e) / self.radius - 1,
+            math.sqrt(tree_sum(found["wy2"])) / radius - 1,
             radius * math.sqrt(tree_sum(found["d2_w"])),
             tree_sum(found["dy"]),
-            view.original(math.sqrt(tree_sum(found["d2"]))),
+            view.taken(math.sqrt(tree_sum(found["d2"]))),
         )
 
     def _beside(self, view: View) -> _Weights:
@@ -109,7 +117,7 @@ class _Weighted(Set):
         return _Weights(scaled, math.ldexp(1.0, half), math.ldexp(least, -2 * half), math.ldexp(top, -2 * half))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Ellipsoid(_Weighted):
     """``{y : Σ w_i·y_i² <= radius²}``: an L2 ball in a metric of positive weights, such as Adam's second moment.
 
@@ -125,8 +133,10 @@ class Ellipsoid(_Weighted):
     radius : > 0, in units of the unscaled gradient times a root of a weight.
 
     The same bits on every backend: λ comes of a fixed sequence of float64 operations. ``Σ w·y² <= radius²`` holds in
-    exact arithmetic for float32 and float64, and the boundary is met to 2^-23 for float32, to 2^-44 for float64. A
-    gradient is inside where the weighted norm, summed in float64, is at most the radius.
+    exact arithmetic for float32 and float64, and the boundary is met to 2^-23 for float32, to 2^-44 for float64,
+    however far the gradient is. Zeros, where the radius, over the root of the least weight, is less than 2^-1300 of
+    the largest element, or is no more than what rounding to subnormals adds. A gradient is inside
+    where the weighted norm, summed in float64, is at most the radius.
     """
 
     def _moved(self, view: View, weights: _Weights, norm: float, aim: float) -> Form:
@@ -134,7 +144,7 @@ class Ellipsoid(_Weighted):
         return view.form("secular", multiplier, companions=weights.companions, e=weights.unit)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class RadialEllipsoid(_Weighted):
     """``{y : Σ w_i·y_i² <= radius²}``, reached by ``y = g · min(1, radius / √(Σ w_i·g_i²))``.
 

@@ -36,8 +36,8 @@ class L1capL2(Set):
     2^-46 of the projection, relative to the largest element. Both bounds hold in exact arithmetic for
     float32 and float64 (for 16-bit types but for their rounding): the radii aimed at are smaller by
     2^-47 of them or so (2^-24 where narrower types than float64 take part) and by n/2 and √n/2
-    smallest subnormals. Zeros, where a radius is less than 2^-1000 of the largest element. The
-    same bits on every backend.
+    smallest subnormals. Zeros, where that leaves nothing, or a radius is less than 2^-1300 of the largest
+    element. The same bits on every backend.
     """
 
     radius1: float
@@ -53,6 +53,10 @@ class L1capL2(Set):
     def finest(self) -> float:
         """See ``Set.finest``."""
         return min(self.radius1, self.radius2)
+
+    def prepared(self, view: View) -> View:
+        """See ``Set.prepared``."""
+        return view.near(math.frexp(self.finest)[1])
 
     def decide(self, view: View) -> Form | None:
         """See ``Set.decide``."""
@@ -94,14 +98,14 @@ class L1capL2(Set):
         """
         radius1, radius2 = view.scaled(self.radius1), view.scaled(self.radius2)
         length, moved = (math.sqrt(tree_sum(found[name])) for name in ("y2", "d2"))
-        excess = max(view.original(tree_sum(found["abs"])) / self.radius1 - 1, view.original(length) / self.radius2 - 1)
+        excess = max(tree_sum(found["abs"]) / radius1, length / radius2) - 1
         radius1, radius2 = min(radius1, radius2 * math.sqrt(view.size)), min(radius1, radius2)
         bounds = (
             radius1 * float(np.max(found["max_d"])),
             radius2 * moved,
             radius1 * float(np.max(found["max_e"])) + radius2 * (form.e - 1) * length,
         )
-        return Certificate.of(excess, min(bounds), tree_sum(found["dy"]), view.original(moved))
+        return Certificate.of(excess, min(bounds), tree_sum(found["dy"]), view.taken(moved))
 
 
 def _read(view: View, tau: float) -> tuple[float, float, float]:

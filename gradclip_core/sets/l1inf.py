@@ -22,7 +22,9 @@ from gradclip_core.rules import Site
 from gradclip_core.sets.base import Certificate, Moments, Set, View
 from gradclip_core.sets.exact import exact_total
 from gradclip_core.sets.levels import find_levels
-from gradclip_core.sets.squares import LOST
+
+_LOST = Fraction(1, 1 << 1300)
+"""A radius, relative to the largest element, that is none in the units in which that is 2^400."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class L1InfBall(Set):
     ``Σ_g max |y_i| <= radius`` holds in exact arithmetic for float32 and float64 (for 16-bit types
     but for their rounding): the radius aimed at is smaller by 2^-51 of it (2^-24 where narrower types
     than float64 take part) and by half the smallest subnormal for each group. Zeros, where the radius
-    is less than 2^-1000 of the largest element. The same bits on every backend.
+    is less than 2^-1300 of the largest element. The same bits on every backend.
     """
 
     radius: float
@@ -70,7 +72,7 @@ class L1InfBall(Set):
         if exact_total(largest) <= view.exactly(self.radius):
             return None
         aim = view.aim(self.radius, view.segments)
-        if aim <= LOST * Fraction(view.largest):
+        if aim <= _LOST * Fraction(view.largest):
             return view.form("clamp", 0.0)
 
         def read(levels: FloatArray) -> tuple[FloatArray, FloatArray]:

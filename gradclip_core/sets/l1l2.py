@@ -43,8 +43,8 @@ class L1L2Ball(Set):
     true ones, relatively; so are the norms of the result, relative to the largest. ``Σ_g ‖y_g‖ <= radius``
     holds in exact arithmetic for float32 and float64 (for 16-bit types but for their rounding): the
     radius aimed at is smaller by 2^-47 of it or so (2^-24 where narrower types than float64 take
-    part) and by √n/2 smallest subnormals for each group of n. Zeros, where the radius is less than
-    2^-1000 of the largest element. The same bits on every backend.
+    part) and by √n/2 smallest subnormals for each group of n. Zeros, where that leaves nothing, or the
+    radius is less than 2^-1300 of the largest element. The same bits on every backend.
     """
 
     radius: float
@@ -65,6 +65,10 @@ class L1L2Ball(Set):
         """See ``Set.unit_axes``."""
         return [axes_of_units(self.axis, path, shape) for path, shape in zip(site.paths, site.shapes, strict=True)]
 
+    def prepared(self, view: View) -> View:
+        """See ``Set.prepared``."""
+        return view.near(math.frexp(self.radius)[1])
+
     def decide(self, view: View) -> Form | None:
         """See ``Set.decide``."""
         radius, error = view.exactly(self.radius), rounding(view)
@@ -84,8 +88,8 @@ class L1L2Ball(Set):
     def certify(self, view: View, form: Form, found: Moments) -> Certificate:
         """``sup_z <d, z> = radius · max_g ‖d_g‖``."""
         return Certificate.of(
-            view.original(tree_sum(np.sqrt(found["y2"]))) / self.radius - 1,
+            tree_sum(np.sqrt(found["y2"])) / view.scaled(self.radius) - 1,
             view.scaled(self.radius) * float(np.sqrt(np.max(found["d2"]))),
             tree_sum(found["dy"]),
-            view.original(float(np.sqrt(tree_sum(found["d2"])))),
+            view.taken(float(np.sqrt(tree_sum(found["d2"])))),
         )

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from gradclip_core.rules import Site
 
 METHODS = ("svd", "newton_schulz")
+_LOST = 2.0**-960
+"""A radius in the units of u at which its parts lose bits: one that is less than 2^-1300 of the largest element."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,10 @@ class MatrixSet(Set):
         """See ``Set.decide``."""
         radius = view.scaled(self.radius)
         parts = []
+        project = self._project if radius >= _LOST else _vanished
         for i, (buffer, shape) in enumerate(zip(view.buffers, view.shapes, strict=True)):
             stack = view.values(i).reshape(buffer.rows, *shape[-2:])
-            parts.append(_Part(i, stack, *self._project(view, i, stack, radius)))
+            parts.append(_Part(i, stack, *project(view, i, stack, radius)))
         if not any(part.outside.any() for part in parts):
             return None
         values = [part.after.reshape(view.buffers[part.array].rows, -1) for part in parts]
@@ -89,7 +92,8 @@ class MatrixSet(Set):
             if part.outside.any():
                 path = view.arrays.paths[part.array]
                 written = as_written(view, part.array, part.after[part.outside])
-                excess = max(excess, float(np.max(self.gauge(_singular_values(written, path)))) / radius - 1)
+                longest = float(np.max(self.gauge(_singular_values(written, path))))
+                excess = max(excess, longest / radius - 1 if longest else 0.0)
                 taken = _singular_values(part.before[part.outside] - written, path)
                 support += radius * math.fsum(self.dual(taken))
         outside = np.concatenate([part.outside for part in parts])
@@ -163,7 +167,8 @@ class SpectralBall(MatrixSet):
     A matrix is an array of two axes; of more axes the last two are matrices, as in NumPy's linalg,
     each projected by itself. Vectors are refused. The scope makes no difference: every matrix has
     ``radius`` for itself. Those that are inside keep their bits (but for a stack of float64
-    matrices that lie more than 2^600 apart); an array with none outside is not written.
+    matrices that lie more than 2^600 apart); an array with none outside is not written. Zeros, where
+    the radius is less than 2^-1300 of the largest element.
 
     ``method="svd"``: LAPACK's SVD in float64. Approximate: within ``2^-44 · √rank · σ_max(G)``,
     in the Frobenius norm, of the projection, before it is rounded to the storage type (tested up to
@@ -174,12 +179,13 @@ class SpectralBall(MatrixSet):
     ``method="newton_schulz"``: matrix products alone, the same method on any hardware:
     ``Y = G - O·(H - r·I)₊`` with the polar factor O of G and ``H = OᵀG``, both by Newton-Schulz
     iteration in float64, see ``newton_schulz.py``. It aims a little inside. Within
-    ``2^-36 · radius + 2^-42 · σ_max(G)`` of the projection, in the spectral norm (measured: up to
-    400 columns, condition numbers 1 to 10^16, σ_max(G) up to 10^6 radii), and in float64
-    feasible; float32 aims one ulp further inside, which its rounding exceeds where the errors of
+    ``2^-36 · radius + 2^-42 · σ_max(G)`` of the projection, in the spectral norm, before it is rounded
+    (measured: up to 400 columns, condition numbers 1 to 10^16, σ_max(G) up to 10^6 radii), and in
+    float64 feasible, measured up to 10^308 radii; float32 aims one ulp further inside, so within
+    ``2^-22 · radius + 2^-42 · σ_max(G)``, which its rounding exceeds where the errors of
     many elements line up. A matrix is left alone up to ``radius·(1 + 2^-36)`` (16-bit types too;
-    float32: ``2^-21``). It takes about 45 steps of two products; with LAPACK on a CPU the SVD
-    took a fifth of its time at 400 columns.
+    float32: ``2^-21``). It takes about 45 steps of two products, twice that beyond 2^12 radii and again for each
+    2^50 of them; with LAPACK on a CPU the SVD took a fifth of its time at 400 columns.
 
     The certificate takes singular values from LAPACK with both methods. Results are not the same
     bits on every machine, because LAPACK's and BLAS's are not.
@@ -266,9 +272,14 @@ class NuclearBall(MatrixSet):
         return np.maximum((s - high) - low, 0.0)
 
 
+def _vanished(view: View, array: int, stack: FloatArray, radius: float) -> tuple[FloatArray, BoolArray]:
+    """Zeros, where beside the gradient the radius is none."""
+    return np.zeros_like(stack), (stack != 0).any(axis=(1, 2))
+
+
 def _allowed(dtype: DType) -> float:
     """The norm that what was written may have, over the radius."""
-    if dtype.itemsize == 2:
+    if dtype.itemsize <= 2:
         return 1 + dtype.roundoff
     return 1 - 2.0**-51 if dtype is FLOAT64 else 1.0
 

@@ -20,6 +20,10 @@ _STABLE = 1.69770248526
 _CLOSE = 2.0**-40
 _ROUNDING = 2.0**-45
 _SHAVE = 2.0**-38
+_NEAR = 2.0**12
+"""Radii up to which the margin covers the iteration's error, so that nothing has to be projected again."""
+_STEP = 2.0**-50
+"""How much nearer a matrix comes at once: what is left of the largest singular values is this relative to the rest."""
 
 
 def upper_bound(matrix: FloatArray) -> float:
@@ -67,25 +71,52 @@ def unit_singular_values(matrix: FloatArray, least: float) -> FloatArray:
 def within(matrix: FloatArray, radius: float, shave: float) -> FloatArray | None:
     """The projection of a matrix on ``σ_max <= radius``; None where it is inside, to twice the margin.
 
-    With the polar factor O of X and ``H = OᵀX``, ``P(X) = X - O·(H - r·I)₊``, and
-    ``(S)₊ = (S + |S|)/2`` with ``|S| = S·sign(S)``. The r that is aimed at is a margin below
-    ``radius``: ``shave`` for the storage type's rounding, and what the iteration's own error can be.
+    The radius that is aimed at is a margin below ``radius``: ``shave`` for the storage type's rounding, and
+    what the iteration's own error can be. That error is relative to the largest singular value: a matrix
+    that is far outside comes nearer in steps, and is projected once more from close by, which leaves it inside.
     """
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    bound = upper_bound(tall)
-    if bound <= radius:
+    result, first = tall, True
+    while (bound := upper_bound(result)) > radius:
+        near = bound <= _NEAR * radius
+        margin = min(radius * (_SHAVE + shave) + 2 * _ROUNDING * min(bound, _NEAR * radius), 0.5 * radius)
+        aim = max(radius - margin, bound * _STEP)
+        polar, shifted, sign = _parts(result, bound, aim)
+        if first and near and _excess(shifted, sign) <= 2 * margin:
+            return None
+        result, first = _combined(result, polar, sign, aim), False
+        if near:
+            break
+    if first:
         return None
-    margin = min(radius * (_SHAVE + shave) + 2 * _ROUNDING * bound, 0.5 * radius)
-    aim = radius - margin
+    return result if tall is matrix else np.ascontiguousarray(result.T)
+
+
+def _parts(matrix: FloatArray, bound: float, aim: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """The polar factor O of a matrix X, ``H - aim·I`` with ``H = OᵀX``, and the sign of that."""
     # Only singular values beyond the aim have to come to 1: smaller ones stay below it in H.
-    polar = unit_singular_values(tall / bound, min(0.5, 0.9 * aim / bound))
-    positive = polar.T @ tall
-    shifted = 0.5 * (positive + positive.T) - aim * np.eye(tall.shape[1])
+    polar = unit_singular_values(matrix / bound, min(0.5, 0.9 * aim / bound))
+    positive = polar.T @ matrix
+    shifted = 0.5 * (positive + positive.T) - aim * np.eye(matrix.shape[1])
     largest = max(bound - aim, aim) * (1 + 2.0**-40)
     sign = unit_singular_values(shifted / largest, _CLOSE * min(1.0, aim / largest))
+    return polar, shifted, 0.5 * (sign + sign.T)
+
+
+def _excess(shifted: FloatArray, sign: FloatArray) -> float:
+    """Not below the largest eigenvalue of ``(S)₊ = (S + |S|)/2`` with ``|S| = S·sign(S)``."""
     magnitude = shifted @ sign
-    excess = 0.5 * (shifted + 0.5 * (magnitude + magnitude.T))
-    if upper_bound(excess) <= 2 * margin:
-        return None
-    result = tall - polar @ excess
-    return result if tall is matrix else np.ascontiguousarray(result.T)
+    return upper_bound(0.5 * (shifted + 0.5 * (magnitude + magnitude.T)))
+
+
+def _combined(matrix: FloatArray, polar: FloatArray, sign: FloatArray, aim: float) -> FloatArray:
+    """``(I - O·P·Oᵀ)·X·Q + aim·O·(I - Q²)``, with the projectors ``P = (I + sign(H - aim·I))/2`` and ``Q = I - P``.
+
+    From both sides: what P's error and rounding leave of singular values far beyond the aim is their product
+    with the square of a roundoff. Where H is at the aim, whatever P is there, the terms add up to it.
+    """
+    identity = np.eye(matrix.shape[1])
+    outside = 0.5 * (identity + sign)
+    inside = matrix @ (identity - outside)
+    result: FloatArray = inside + polar @ (outside @ (aim * (2 * identity - outside) - polar.T @ inside))
+    return result

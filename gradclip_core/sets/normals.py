@@ -12,11 +12,12 @@ import numpy.typing as npt
 
 from gradclip_core.arrays.docked import Docked
 from gradclip_core.arrays.layout import extent, size
-from gradclip_core.errors import InvalidArgumentError
+from gradclip_core.errors import ContainerError, InvalidArgumentError
 from gradclip_core.forms import Form, Passes, Reading
 from gradclip_core.protocol import FLOAT64, Buffer, FloatArray, segments
 from gradclip_core.reference import tree_sum, widen
 from gradclip_core.sets.base import View
+from gradclip_core.tree import flatten
 
 # Squares between these are far from overflow, and what underflows beside them does not count.
 _LEAST, _MOST = 2.0**-600, 2.0**600
@@ -135,6 +136,19 @@ def refuse_beyond(view: View, largest: FloatArray, asked: str) -> None:
             raise InvalidArgumentError(
                 f"{asked}, gradient '{path}'", seen, "Pass gradients of a wider type, or a set that is nearer"
             )
+
+
+def outline(container: Any) -> str:
+    """What a container holds, for a repr: the shapes of its arrays, and no value."""
+    try:
+        leaves, tree = flatten(container)
+    except ContainerError:
+        return f"<{type(container).__name__}>"
+    shapes = [str(tuple(getattr(leaf, "shape", ()))) for leaf in leaves]
+    if tree.root is not None and not tree.root.names and len(shapes) == 1:
+        return f"<array of shape {shapes[0]}>"
+    parts = [f"{path}: {shape}" for path, shape in zip(tree.paths, shapes, strict=True)]
+    return f"<{', '.join(parts[:4])}{f', and {len(parts) - 4} more' if len(parts) > 4 else ''}>"
 
 
 def apart(arrays: Sequence[Docked], companions: Sequence[Buffer]) -> list[Buffer]:

@@ -6,7 +6,7 @@ Boyd and Vandenberghe 2004, *Convex Optimization*, section 8.1.1, https://web.st
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,18 +17,18 @@ from gradclip_core.forms import Form
 from gradclip_core.protocol import FLOAT64
 from gradclip_core.reference import tree_sum
 from gradclip_core.sets.base import Certificate, Moments, Set, View
-from gradclip_core.sets.normals import Dots, Normal, dot_error, look, refuse_beyond
+from gradclip_core.sets.normals import Dots, Normal, dot_error, look, outline, refuse_beyond
 from gradclip_core.tree import kept
 
 MOMENTS_ALONG = ("wy", "w2", "y2", "d2", "rest2")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class HalfSpace(Set):
     """``{y : <a, y> <= b}``: ``y = g - t·a`` with ``t = max(0, <a, g> - b) / ‖a‖²``.
 
-    ``a`` is a container of the gradients' structure (matched by path and shape), any real dtypes,
-    not zero; it is read at each projection and never written. ``b`` is finite, and may be negative.
+    ``a`` is a container of the gradients' structure (matched by path and shape), any real floating
+    dtypes, not zero; it is read at each projection and never written. ``b`` is finite, and may be negative.
     With the scopes "group" and "array" each scope has its own part of ``a``, and all the same ``b``.
 
     Close: the dots are float64 sums in a fixed order. The result is aimed inside by the bound of
@@ -52,7 +52,7 @@ class HalfSpace(Set):
     array([ 2.5, -0.5])
     """
 
-    a: Any = field(repr=False)
+    a: Any
     b: float = 0.0
 
     moments = MOMENTS_ALONG
@@ -60,6 +60,9 @@ class HalfSpace(Set):
     def __post_init__(self) -> None:
         object.__setattr__(self, "b", _bound("HalfSpace", self.b))
         object.__setattr__(self, "a", kept(self.a))
+
+    def __repr__(self) -> str:
+        return f"HalfSpace(a={outline(self.a)}, b={self.b!r})"
 
     def prepared(self, view: View) -> View:
         """See ``Set.prepared``."""
@@ -79,7 +82,7 @@ class HalfSpace(Set):
         return certify_along(view, form, found)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Hyperplane(Set):
     """``{y : <a, y> = b}``: ``y = g - t·a`` with ``t = (<a, g> - b) / ‖a‖²``.
 
@@ -99,7 +102,7 @@ class Hyperplane(Set):
     array([ 1., -1.])
     """
 
-    a: Any = field(repr=False)
+    a: Any
     b: float = 0.0
 
     moments = MOMENTS_ALONG
@@ -107,6 +110,9 @@ class Hyperplane(Set):
     def __post_init__(self) -> None:
         object.__setattr__(self, "b", _bound("Hyperplane", self.b))
         object.__setattr__(self, "a", kept(self.a))
+
+    def __repr__(self) -> str:
+        return f"Hyperplane(a={outline(self.a)}, b={self.b!r})"
 
     def prepared(self, view: View) -> View:
         """See ``Set.prepared``."""

@@ -18,8 +18,8 @@ from gradclip_core.reference_forms import load
 from gradclip_core.sets.base import View
 from gradclip_core.sets.exact import UNIT, exact_sum
 
-LOST = Fraction(1, 1 << 1000)
-"""A length, relative to the largest element, that a factor in float64 cannot shrink to."""
+LOST = Fraction(1, 1 << 400)
+"""A length, relative to the largest element of a view that was brought ``near``, that float64 has no squares of."""
 
 _SHIFT = 1100  # no exponent of a float64 is lower than minus this
 SQUARE_UNIT = UNIT + 2 * _SHIFT

@@ -8,8 +8,8 @@ from typing import Any, Unpack
 
 from gradclip_core import validate
 from gradclip_core.errors import InvalidArgumentError, show
-from gradclip_core.functions import run_in_place, run_new
 from gradclip_core.info import ClipInfo
+from gradclip_core.pipeline import run_in_place, run_new
 from gradclip_core.project import Project
 from gradclip_core.sets.base import Set
 from gradclip_core.surgery.cone import Ahead, Cone
@@ -27,7 +27,7 @@ def agem(grads: Any, reference: Any, **how: Unpack[Common]) -> tuple[Any, ClipIn
     ----------
     grads, **how : see ``gradclip_core.clip``. Real arrays in host memory.
     reference : the gradient on the memory's batch, in a container of the same structure (matched by
-        path and shape; it may have paths that ``grads`` has not), any real dtypes. Only read. Any
+        path and shape; it may have paths that ``grads`` has not), any real floating dtypes. Only read. Any
         positive multiple of it does the same, so that it needs no unscaling by ``loss_scale``.
 
     Returns

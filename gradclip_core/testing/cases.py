@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from gradclip_core.protocol import BFLOAT16, FLOAT64, DType
-from gradclip_core.reference import BLOCK, narrow
+from gradclip_core.protocol import BFLOAT16, FLOAT64, DType, FloatArray
+from gradclip_core.reference import BLOCK, narrow, widen
 from gradclip_core.testing.memory import Stored
 
 EDGES = (0, 1, 2, 3, 17, 255, 256, 257, 4095, 4096, 4097)
 """Lengths around the lanes and the block of the sum."""
 DEEP = (3 * BLOCK + 5, 40 * BLOCK + 1)
 """Lengths whose sum has a second level."""
+EDGES_OF_CODES = (0, 1, 17, 257, 4096, 4097)
+"""Lengths for types of 8 bits, whose 256 values are soon asked for, and whose sums are as those of the others."""
 
 
 def stored(values: Any, dtype: DType) -> Stored:
@@ -37,7 +39,8 @@ def random(dtype: DType, length: int, salt: int = 0) -> Stored:
 
 def finite(dtype: DType, *, deep: bool) -> Iterator[tuple[str, Stored]]:
     """Named vectors of finite values."""
-    for length in EDGES + (DEEP if deep else ()):
+    tiny = dtype.itemsize == 1
+    for length in (EDGES_OF_CODES if tiny else EDGES) + (DEEP[: 1 if tiny else 2] if deep else ()):
         yield f"normal-{length}", random(dtype, length)
     rng = generator(dtype, 1)
     lowest, highest = math.log2(dtype.smallest), math.log2(dtype.largest)
@@ -50,6 +53,9 @@ def finite(dtype: DType, *, deep: bool) -> Iterator[tuple[str, Stored]]:
     if dtype is not FLOAT64:
         yield "largest", stored(rng.choice([-dtype.largest, dtype.largest], 4500), dtype)
     yield "zeros", stored([0.0, -0.0] * 300, dtype)
+    if tiny:
+        yield "every-code", halfway(dtype)
+        return
     needle = np.full(5000, 2.0**-12)
     needle[4321] = 1.0
     yield "one-large-among-small", stored(needle, dtype)
@@ -66,7 +72,7 @@ def finite(dtype: DType, *, deep: bool) -> Iterator[tuple[str, Stored]]:
 
 def nonfinite(dtype: DType) -> Iterator[tuple[str, Stored]]:
     """Named vectors with infinities and NaNs, at the places that loops forget."""
-    for length in (1, 300, 4096, 4099):
+    for length in (300, 4099) if dtype.itemsize == 1 else (1, 300, 4096, 4099):
         for place in sorted({0, length // 2, length - 1}):
             for name, value in (("inf", math.inf), ("-inf", -math.inf), ("nan", math.nan)):
                 v = random(dtype, length, salt=2)
@@ -83,14 +89,32 @@ def nonfinite(dtype: DType) -> Iterator[tuple[str, Stored]]:
 def bits(x: Stored, dtype: DType) -> Stored:
     """The elements' bits, all NaNs being one."""
     unsigned = x.view(f"u{dtype.itemsize}").copy()
-    infinity = stored([math.inf], dtype).view(unsigned.dtype)[0]
-    magnitude = unsigned & (np.array(-1, f"i{dtype.itemsize}").view(unsigned.dtype) >> np.array(1, unsigned.dtype))
-    unsigned[magnitude > infinity] = infinity + 1
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        unsigned[np.isnan(widen(x, dtype))] = np.array(-1, f"i{dtype.itemsize}").view(unsigned.dtype)
     return unsigned
 
 
+def between(dtype: DType) -> FloatArray:
+    """Half way between two stored values, the last one and infinity among them, and what is no number."""
+    rng = generator(dtype, 4)
+    lowest, highest = max(-390.0, math.log2(dtype.smallest)), min(390.0, math.log2(dtype.largest))
+    low = stored(2.0 ** rng.uniform(lowest, highest - 1e-6, 400), dtype)
+    high = (low.view(f"u{dtype.itemsize}") + 1).astype(f"u{dtype.itemsize}").view(dtype.view)
+    with np.errstate(invalid="ignore"):
+        middle = 0.5 * widen(low, dtype).astype(np.float64) + 0.5 * widen(high, dtype).astype(np.float64)
+    past = math.ldexp(dtype.roundoff, math.frexp(dtype.largest)[1] - 1)
+    ends = [dtype.largest, dtype.largest + past, dtype.largest + 2 * past, dtype.smallest / 2, 0.0, math.inf, math.nan]
+    every = np.concatenate([middle[np.isfinite(middle)], ends])
+    signed: FloatArray = np.concatenate([every, -every])
+    return signed
+
+
 def halfway(dtype: DType) -> Stored:
-    """Values that times 1 + 2^-11, and others, fall half way between two stored ones."""
+    """Values that times 1 + 2^-11, and others, fall half way between two stored ones. Of 8 bits, all there are."""
+    if dtype.itemsize == 1:
+        every: Stored = np.arange(256, dtype=np.uint8)
+        finite: Stored = every[np.isfinite(widen(every, dtype))]
+        return finite
     if dtype is BFLOAT16:
         return np.arange(0x3F00, 0x4100, dtype=np.uint16)
     return stored(1.0 + np.arange(2048) / 2048.0, dtype)

@@ -14,6 +14,7 @@ import numpy as np
 
 from gradclip_core.device import DeviceBackend
 from gradclip_core.protocol import (
+    BASE_DTYPES,
     DTYPES,
     FLOAT64,
     LEAVE,
@@ -31,7 +32,8 @@ from gradclip_core.reference import BACKEND as REFERENCE
 from gradclip_core.testing import cases, decisions
 from gradclip_core.testing.device_checks import DeviceChecks
 from gradclip_core.testing.memory import HostMemory, Memory, Stored
-from gradclip_core.testing.projection_checks import ProjectionError, projection_cases
+from gradclip_core.testing.projection_checks import projection_cases
+from gradclip_core.testing.projection_tables import ProjectionError
 
 POWER_TOLERANCE = 1e-12
 """Relative, for powers other than 1 and 2, where libm's ``pow`` differs by platform."""
@@ -58,7 +60,7 @@ class Check:
 def checks(
     backend: Backend,
     *,
-    dtypes: Sequence[str] = tuple(DTYPES),
+    dtypes: Sequence[str] | None = None,
     memory: Memory | None = None,
     thorough: bool = True,
 ) -> Iterator[Check]:
@@ -67,11 +69,13 @@ def checks(
     Parameters
     ----------
     backend : the one under test. It need not be registered.
-    dtypes : names of the storage types that it claims to serve.
+    dtypes : names of the storage types that it claims to serve; None: those that every backend serves, and of
+        the others those that it gives no reason against.
     memory : where its arrays live; None: the host's memory.
     thorough : also arrays of some hundred thousand elements, and one of 17 million.
     """
     suite = _Suite(backend, memory or HostMemory(), thorough)
+    dtypes = suite.claimed() if dtypes is None else dtypes
     yield Check("supports/request", lambda: suite.supports(dtypes))
     for name in dtypes:
         yield from suite.measure_checks(DTYPES[name])
@@ -85,7 +89,7 @@ def checks(
                 yield Check(f"decide-{case}", partial(suite.decision, situation))
             for case, run in DeviceChecks(backend, suite.memory, DTYPES[name]).named():
                 yield Check(f"device-{case}", partial(suite.on_device, run))
-        yield Check("decide-table/mixed", partial(suite.decision, decisions.mixed()))
+        yield Check("decide-table/mixed", partial(suite.decision, decisions.mixed([DTYPES[name] for name in dtypes])))
     if hasattr(backend, "projections"):
         host = suite.memory if suite.memory.device == "cpu" else suite.host
         for case, run in projection_cases(backend, host, [DTYPES[name] for name in dtypes], thorough=thorough):
@@ -100,6 +104,15 @@ class _Suite:
         self.host = HostMemory()
 
     # ---- what it claims ------------------------------------------------------------------------
+
+    def claimed(self) -> list[str]:
+        """The storage types that it has to serve, and those that it says it serves."""
+        device = frozenset({self.memory.device})
+        return [
+            name
+            for name in DTYPES
+            if name in BASE_DTYPES or not self.backend.not_supported_reasons(Request(device, frozenset({name})))
+        ]
 
     def supports(self, dtypes: Sequence[str]) -> None:
         there = [
@@ -227,6 +240,7 @@ class _Suite:
         plain += [(case, named[case]) for case in ("all-magnitudes", "subnormals", "zeros")]
         plain.append(("halfway", cases.halfway(dtype)))
         every = list(cases.nonfinite(dtype))
+        plain = plain[:2] + plain[-1:] if dtype.itemsize == 1 else plain  # the last is all there is
         for factor in (0.3, 1 / 3, 2.0**-16, 1 + 2.0**-11, 3 * 2.0**-140, 5.0):
             for case, x in plain:
                 yield self._apply_check("scale", dtype, f"{factor:.3g}-{case}", x, _actions(SCALE, dtype, 1, factor))

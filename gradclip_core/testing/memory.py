@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gradclip_core.protocol import Buffer, DType
 
 Stored = npt.NDArray[Any]
-"""Elements as they are stored: ``dtype.view`` elements, bfloat16 as uint16."""
+"""Elements as they are stored: ``dtype.view`` elements, bfloat16 as uint16, float8 as uint8."""
 
 GUARD = 64
 """Elements of a known pattern on both sides of every test array."""

@@ -7,7 +7,6 @@ Every form, moment, storage type and reading. A tolerance only where a power is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,49 +20,11 @@ from gradclip_core.reference_forms import load
 from gradclip_core.sets.exact import exact_sum
 from gradclip_core.testing import cases
 from gradclip_core.testing.memory import Memory, Stored
+from gradclip_core.testing.projection_tables import TOLERANCE, ProjectionError, Table, same
 
 POWERS = frozenset({"pow_y", "pow_d", "steep"})
-TOLERANCE = 1e-12
-"""Relative, where a power is taken."""
 
 Case = tuple[str, Callable[[], None]]
-
-
-class ProjectionError(AssertionError):
-    """Passes differ from the reference. The message says in what."""
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Arrays of rows, and what a form needs beside them: an array for each, and a number for each row."""
-
-    arrays: Sequence[tuple[Stored, DType]]
-    weights: Sequence[tuple[Stored, DType]]
-    values: Sequence[FloatArray]
-
-    @classmethod
-    def of(cls, arrays: Sequence[tuple[Stored, DType]], w_dtype: DType | None = None) -> Table:
-        """With positive weights in ``w_dtype`` (None: each array's own)."""
-        weights, values = [], []
-        for number, (x, dtype) in enumerate(arrays):
-            rng = cases.generator(dtype, 40 + number)
-            own = w_dtype or dtype
-            weights.append((cases.stored(rng.uniform(0.5, 2.0, x.shape), own), own))
-            values.append(rng.standard_normal(x.shape))
-        return cls(arrays, weights, values)
-
-    def put(self, memory: Memory, shift: int = 0) -> list[Buffer]:
-        """The arrays in memory of their own."""
-        return [memory.put(x, dtype, shift=shift) for x, dtype in self.arrays]
-
-    def form(self, kind: str, memory: Memory, lp: bool = False) -> Form:
-        """A form whose numbers are others for every row. ``lp``: b is the p of an Lp norm, as "power" wants it."""
-        count = sum(x.shape[0] for x, _ in self.arrays)
-        step = np.arange(count) / 64
-        b = 3.5 + step if lp or kind == "power" else 2.0**-30 + step * 2.0**-20
-        companions = [memory.put(w, dtype) for w, dtype in self.weights]
-        values = self.values if kind == "given" else ()
-        return Form(kind, 0.4 + step, b, 0.75 - step / 2, 3.0, companions, values)
 
 
 class ProjectionChecks:
@@ -74,6 +35,9 @@ class ProjectionChecks:
         self.memory = memory
         self.dtype = dtype
         self.thorough = thorough
+        self.tiny = dtype.itemsize == 1
+        """Of 256 values there are few cases, and one array holds them all."""
+        self.deep = cases.DEEP[:1] if self.tiny else cases.DEEP
 
     def named(self) -> Iterator[Case]:
         """The checks, by name."""
@@ -89,7 +53,7 @@ class ProjectionChecks:
     def _readings(self) -> Iterator[tuple[str, Reading]]:
         yield "plain", Reading()
         yield "third", Reading(1 / 3)
-        yield "exponent-up", Reading(exponent=7)
+        yield "exponent-up", Reading(exponent=5 if self.tiny else 7)
         yield "exponent-down", Reading(0.5, exponent=-900 if self.dtype is FLOAT64 else -9)
         yield "sanitize", Reading(0.75, sanitize=True)
 
@@ -112,25 +76,28 @@ class ProjectionChecks:
         named = dict(cases.finite(self.dtype, deep=False))
         for kind in FORMS:
             for name, reading in self._readings():
-                lengths = (1, 257, 4097) if name == "plain" else (4097,)
+                lengths = (1, 257, 4097) if name == "plain" and not self.tiny else (4097,)
                 for length in lengths:
                     table = Table.of([self._array(reading, length)])
                     yield self._form_case(kind, f"{name}-{length}", table, reading)
-            for case in ("all-magnitudes", "subnormals", "zeros"):
+            for case in ("every-code",) if self.tiny else ("all-magnitudes", "subnormals", "zeros"):
                 yield self._form_case(kind, case, Table.of([(named[case][None], self.dtype)], FLOAT64), Reading())
         rows = [self._array(Reading(), length, count) for length, count in ((5, 3), (0, 2), (4097, 2), (300, 1))]
         for kind in FORMS:
             yield self._form_case(kind, "rows", Table.of(rows, FLOAT64), Reading())
         for case, values in (("halfway", cases.halfway(self.dtype)), ("zeros-at-zero", named["zeros"])):
-            for kind in ("soft", "shift", "scale", "clamp"):
+            for kind in ("soft", "shift", "scale", "clamp", "fit"):
                 form = Form.of(kind, 1, 0.0 if case == "zeros-at-zero" else 1 + 2.0**-11)
                 table = Table.of([(values[None], self.dtype)])
                 yield (
                     f"form/{self.dtype}/{kind}-{case}",
                     partial(self.write, table, Reading(), partial(_fixed, form)),
                 )
+        for case, values in cases.nonfinite(self.dtype):
+            if case in ("many-of-each", "all-nan"):
+                yield self._form_case("fit", case, Table.of([(values[None], self.dtype)]), Reading())
         if self.thorough:
-            table = Table.of([self._array(Reading(), cases.DEEP[1])])
+            table = Table.of([self._array(Reading(), self.deep[-1])])
             yield self._form_case("soft", "deep", table, Reading())
 
     def _form_case(self, kind: str, case: str, table: Table, reading: Reading) -> Case:
@@ -150,7 +117,28 @@ class ProjectionChecks:
         self._compare("out of place", targets, expected, form.kind == "power")
         self._compare("the source of", sources, table.put(self.memory), False)
         if form.kind != "power":  # there, what was written may be a neighbour
-            _same("the moments of what was written", found, moments)
+            same("the moments of what was written", found, moments)
+
+    def convert(self, to: DType) -> None:
+        """To another storage type: half way between two of its values, and less than float32 can tell off that."""
+        between = cases.stored(cases.between(to), self.dtype)
+        table = Table.of([(np.stack([between] * 3), self.dtype)])
+        self.write_to(table, [to], Form.of("scale", 3, np.array([1.0, 1 + 2.0**-40, 1 - 2.0**-40])))
+        for reading in (Reading(), Reading(1 / 3), Reading(exponent=3)):
+            table = Table.of([self._array(reading, 4099, 2)])
+            self.write_to(table, [to], table.form("fit", self.memory), reading)
+
+    def write_to(self, table: Table, to: Sequence[DType], form: Form, reading: Reading = Reading(1 / 3)) -> None:  # noqa: B008  # frozen
+        """Into memory of other types, against the reference; the source unchanged."""
+        expected, found = (
+            [self.memory.put(np.full(x.shape, 3, dtype.view), dtype, shift=1) for (x, _), dtype in pairs]
+            for pairs in [list(zip(table.arrays, to, strict=True))] * 2
+        )
+        sources, ask = table.put(self.memory), ("y2", "max_d")
+        moments = REFERENCE.map(sources, expected, reading, form, ask)
+        same("the moments of what was converted", self.passes.map(sources, found, reading, form, ask), moments)
+        self._compare("converting", found, expected, False)
+        self._compare("the source of", sources, table.put(self.memory), False)
 
     def _compare(self, where: str, found: Sequence[Buffer], expected: Sequence[Buffer], near: bool) -> None:
         for ours, theirs in zip(found, expected, strict=True):
@@ -172,14 +160,14 @@ class ProjectionChecks:
 
     def _moments(self) -> Iterator[Case]:
         for kind in FORMS:
-            for name in MOMENTS:
+            for name in () if self.tiny else MOMENTS:  # of float64 numbers, whatever they were read from
                 yield f"moment/{self.dtype}/{kind}-{name}", partial(self._moment, kind, name)
         for name, reading in self._readings():
             table = Table.of([self._array(reading, 4099, 2), self._array(reading, 300)])
             every = [moment for moment in MOMENTS if moment not in POWERS]
             yield f"moment/{self.dtype}/reading-{name}", partial(self.moments, table, reading, "soft", every)
         if self.thorough:
-            table = Table.of([self._array(Reading(1 / 3), length) for length in cases.DEEP])
+            table = Table.of([self._array(Reading(1 / 3), length) for length in self.deep])
             yield f"moment/{self.dtype}/deep", partial(self.moments, table, Reading(1 / 3), "same", ["abs", "max_d"])
 
     def _moment(self, kind: str, name: str) -> None:
@@ -199,7 +187,7 @@ class ProjectionChecks:
                 raise ProjectionError(f"the moments have shape {np.shape(found)}, not {expected.shape}")
             for name, got, wanted in zip(names, found, expected, strict=True):
                 near = kind == "power" or name in POWERS
-                _same(f"{name}, y {'' if rounded else 'not '}rounded,", got, wanted, near, name in EXTREMES)
+                same(f"{name}, y {'' if rounded else 'not '}rounded,", got, wanted, near, name in EXTREMES)
         self._compare("the source of", buffers, table.put(self.memory), False)
 
     # ---- searches ------------------------------------------------------------------------------
@@ -215,7 +203,7 @@ class ProjectionChecks:
         shapes = ((1, 1), (0, 2), (64, 40), (4097, 1))
         tables.append(("rows", Reading(), [self._array(Reading(), length, rows) for length, rows in shapes]))
         if self.thorough:
-            tables.append(("deep", Reading(), [self._array(Reading(), length) for length in cases.DEEP]))
+            tables.append(("deep", Reading(), [self._array(Reading(), length) for length in self.deep]))
         for case, reading, arrays in tables:
             name = f"{self.dtype}/{what}-{case}"
             yield f"tally/{name}", partial(self.tally, arrays, reading, signed)
@@ -230,7 +218,7 @@ class ProjectionChecks:
             found = self.passes.tally(buffers, reading, signed=signed, prefix=prefix, used=used)
             expected = REFERENCE.tally(buffers, reading, signed=signed, prefix=prefix, used=used)
             for field in ("counts", "high", "low"):
-                _same(f"{field}, {used} bits used,", getattr(found, field), getattr(expected, field))
+                same(f"{field}, {used} bits used,", getattr(found, field), getattr(expected, field))
 
     def gather(self, arrays: Sequence[tuple[Stored, DType]], reading: Reading, signed: bool) -> None:
         """All of them, a range, one value, and none."""
@@ -242,7 +230,7 @@ class ProjectionChecks:
             expected = REFERENCE.gather(buffers, reading, signed=signed, low=low, high=high)
             if found.values.size != expected.values.size:
                 raise ProjectionError(f"{found.values.size} elements in a range that holds {expected.values.size}")
-            _same("the elements, sorted,", np.sort(found.values), np.sort(expected.values))
+            same("the elements, sorted,", np.sort(found.values), np.sort(expected.values))
             if found.above != expected.above:
                 raise ProjectionError(f"{found.above} elements above a range that {expected.above} are above")
             above = from_keys(ordered[ordered > np.uint64(high)])
@@ -289,20 +277,27 @@ def mixed(passes: Passes, memory: Memory, dtypes: Sequence[DType]) -> Iterator[C
     for kind in ("soft", "along", "given"):
         yield f"form/mixed/{kind}", partial(checks.write, table, Reading(1 / 3), partial(table.form, kind))
         yield f"moment/mixed/{kind}", partial(checks.moments, table, Reading(1 / 3), kind, every)
+    for shift in range(1, len(dtypes)):
+        to = [dtypes[(i + shift) % len(dtypes)] for i in range(len(arrays))]
+        yield f"form/mixed/to-types-{shift}-on", partial(checks.write_to, table, to, table.form("soft", memory))
     yield "tally/mixed/table", partial(checks.tally, arrays, Reading(1 / 3), True)
     yield "gather/mixed/table", partial(checks.gather, arrays, Reading(1 / 3), True)
     yield "moment/mixed/nothing", partial(checks.moments, Table.of([]), Reading(), "same", every)
 
 
 def projection_cases(backend: Backend, memory: Memory, dtypes: Sequence[DType], *, thorough: bool) -> Iterator[Case]:
-    """All questions to the passes of a backend that says that it has them."""
+    """All questions to the passes of a backend that says that it has them. Conversions are among ``dtypes``."""
     yield "form/passes/there", partial(_has_passes, backend)
     try:
         passes = passes_of(backend)
     except Exception:  # the case above says why
         return
     for dtype in dtypes:
-        yield from ProjectionChecks(passes, memory, dtype, thorough).named()
+        checks = ProjectionChecks(passes, memory, dtype, thorough)
+        yield from checks.named()
+        for to in dtypes:
+            if to is not dtype:
+                yield f"form/{dtype}/to-{to}", partial(checks.convert, to)
     yield from mixed(passes, memory, dtypes)
 
 
@@ -330,20 +325,3 @@ def _fixed(form: Form, memory: Memory) -> Form:
 
 def _discard(_: object) -> None:
     """For calls whose effect is looked at, not their result."""
-
-
-def _same(what: str, found: Any, expected: Any, near: bool = False, extreme: bool = False) -> None:
-    got, wanted = np.asarray(found), np.asarray(expected)
-    if got.shape != wanted.shape:
-        raise ProjectionError(f"{what} have shape {got.shape}, not {wanted.shape}")
-    same = (got == wanted) | ((got != got) & (wanted != wanted))
-    if near:
-        with np.errstate(all="ignore"):
-            same |= np.abs(got - wanted) <= TOLERANCE * np.abs(wanted)
-            if extreme:  # of differences, whose roundoff is that of what was subtracted
-                same |= np.abs(got - wanted) <= 16 * 2.0**-52
-    if not same.all():
-        i = np.flatnonzero(~same)[0]
-        raise ProjectionError(
-            f"{what} entry {i} is {got.reshape(-1)[i]!r}, and the reference says {wanted.reshape(-1)[i]!r}"
-        )

@@ -209,7 +209,8 @@ def test_parameters_without_gradients_and_groups_added_later() -> None:
     model, late = torch.nn.Linear(2, 1), torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD(model.parameters())
     clipper = gc.Clipper(gc.GlobalNorm(1.0), params=optimizer)
-    assert clipper.step_().norm == 0.0
+    with says(gc.GradClipError, "no parameter has a gradient", "Call backward"):
+        clipper.step_()
     optimizer.add_param_group({"params": [late]})
     late.grad = torch.full((1,), 7.0)
     assert clipper.step_().norms == {"1.0": 7.0}
@@ -230,9 +231,12 @@ def test_their_scaler_knows_that_it_was_unscaled() -> None:
     before = w.grad.clone()
     with pytest.raises(RuntimeError, match="already been called"):
         scaler.unscale_(optimizer)
-    with says(gc.GradClipError, "unscaled already since the last scaler.update()", "in place of scaler.unscale_"):
+    with says(gc.GradClipError, "unscaled already, and nothing was added", "after backward"):
         clipper.step_()
+    with says(gc.GradClipError, "unscaled already since the last scaler.update()", "in place of scaler.unscale_"):
+        clipper.step_([w.grad])
     scaler.step(optimizer)
+    w.grad += 0  # somebody has written to it: it is not known any more
     with says(gc.GradClipError, "scaler.step(optimizer) has been called", "between backward()"):
         clipper.step_()
     assert torch.equal(w.grad, before)
@@ -306,3 +310,10 @@ def test_a_scaler_of_another_make() -> None:
     with says(gc.BackendError, "keeps no record that could be continued", "gradclip_core.LossScaler"):
         clipper.step_()
     assert w.grad.tolist() == [8.0, 8.0]
+
+
+def test_a_scaler_that_agrees_with_other_ranks() -> None:
+    from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
+    with says(gc.BackendError, "ShardedGradScaler", "agrees with the other ranks", "Let it unscale"):
+        gc.Clipper(RULE, ShardedGradScaler("cpu"))

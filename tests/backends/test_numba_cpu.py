@@ -149,23 +149,26 @@ except gc.BackendError as error:
 
 
 def test_every_kernel_agrees_with_the_reference_as_plain_python() -> None:
-    """The Python twins of the LLVM conversions, over all 65,536 codes of both 16-bit types."""
+    """The Python twins of the LLVM conversions, over the codes of both 16-bit types and both of 8 bits."""
     code = """
 import numpy as np
 from gradclip_backends.numba_cpu import elements
-from gradclip_core.protocol import BFLOAT16, FLOAT16
+from gradclip_core.protocol import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT16
 from gradclip_core.reference import narrow, widen
-codes = np.arange(0, 65536, 7, dtype=np.uint16)
+sixteen = np.arange(0, 65536, 7, dtype=np.uint16)
+eight = np.arange(256, dtype=np.uint8)
 rng = np.random.default_rng(0)
 with np.errstate(all="ignore"):
     values = np.concatenate([rng.integers(0, 2**32, 3000, dtype=np.uint32).view(np.float32),
-                             widen(codes.view(np.float16), FLOAT16) * np.float32(1 + 2.0**-12)])
-    for dtype, tag in ((FLOAT16, np.uint16(0)), (BFLOAT16, np.int16(0))):
+                             widen(sixteen.view(np.float16), FLOAT16) * np.float32(1 + 2.0**-12)])
+    for dtype, tag in ((FLOAT16, np.uint16(0)), (BFLOAT16, np.int16(0)),
+                       (FLOAT8_E4M3FN, np.uint8(0)), (FLOAT8_E5M2, np.int8(0))):
+        codes = sixteen if dtype.itemsize == 2 else eight
         stored = codes.view(tag.dtype)
         ours = np.array([elements.widen(x) for x in stored])
         assert np.array_equal(ours, widen(codes.view(dtype.view), dtype), equal_nan=True)
-        ours = np.array([elements.narrow(x, tag) for x in values]).view(np.uint16)
-        theirs = narrow(values, dtype).view(np.uint16)
+        ours = np.array([elements.narrow(x, tag) for x in values]).view(codes.dtype)
+        theirs = narrow(values, dtype).view(codes.dtype)
         nan = np.isnan(values)
         assert (ours[~nan] == theirs[~nan]).all()
 print("ok")
@@ -176,11 +179,11 @@ print("ok")
 @pytest.mark.jit
 @pytest.mark.parametrize("features", [{}, {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": ""}])
 def test_conversions_over_every_code(features: dict[str, str]) -> None:
-    """float16 and bfloat16: all codes to float32, and float32 around every rounding boundary back."""
+    """All but the widest: all codes to float32, and float32 around every rounding boundary back."""
     code = """
 import numba, numpy as np
 from gradclip_backends.numba_cpu.elements import narrow, widen
-from gradclip_core.protocol import BFLOAT16, FLOAT16
+from gradclip_core.protocol import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT16
 from gradclip_core import reference
 
 @numba.njit
@@ -191,8 +194,9 @@ def widen_all(x):
 def narrow_all(x, tag):
     return [narrow(v, tag) for v in x]
 
-codes = np.arange(65536, dtype=np.uint16)
-for dtype, tag in ((FLOAT16, np.uint16(0)), (BFLOAT16, np.int16(0))):
+for dtype, tag in ((FLOAT16, np.uint16(0)), (BFLOAT16, np.int16(0)),
+                   (FLOAT8_E4M3FN, np.uint8(0)), (FLOAT8_E5M2, np.int8(0))):
+    codes = np.arange(1 << 8 * dtype.itemsize).astype(f"u{dtype.itemsize}")
     wide = reference.widen(codes.view(dtype.view), dtype)
     assert np.array_equal(np.array(widen_all(codes.view(tag.dtype)), np.float32), wide, equal_nan=True)
     bits = wide.view(np.uint32)
@@ -201,8 +205,8 @@ for dtype, tag in ((FLOAT16, np.uint16(0)), (BFLOAT16, np.int16(0))):
         some = np.random.default_rng(0).integers(0, 2**32, 200_000, dtype=np.uint32).view(np.float32)
         around = [np.nextafter(half, np.float32(toward)) for toward in (0, 9e9)]
         values = np.concatenate([wide, half, some, *around])
-        expected = reference.narrow(values, dtype).view(np.uint16)
-    found = np.array(narrow_all(values, tag)).astype(tag.dtype).view(np.uint16)
+        expected = reference.narrow(values, dtype).view(codes.dtype)
+    found = np.array(narrow_all(values, tag)).astype(tag.dtype).view(codes.dtype)
     finite = ~np.isnan(values)
     assert (found[finite] == expected[finite]).all()
     assert np.isnan(reference.widen(found[~finite].view(dtype.view), dtype)).all()

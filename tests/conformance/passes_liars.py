@@ -12,6 +12,7 @@ from gradclip_core.protocol import BFLOAT16, Buffer, FloatArray
 from gradclip_core.reference import rows_of
 from gradclip_core.reference_forms import NumpyPasses, load
 
+from .conversion_liars import ByWayOfTheSourceType, ConvertsByWayOfFloat32, NanBecomesBound
 from .search_liars import (
     OneBinOff,
     RangeCountedToo,
@@ -296,6 +297,9 @@ PASSES_LIARS: dict[type[NumpyPasses], set[str]] = {
     OneMomentOfU: {"moment"},
     NeverRounded: {"moment"},
     RoundedTwice: {"form"},
+    ByWayOfTheSourceType: {"form"},
+    ConvertsByWayOfFloat32: {"form"},
+    NanBecomesBound: {"form"},
     WritesTheSource: {"form"},
     WritesNextDoor: {"form"},
     WritesWhatItReads: {"form", "tally", "gather"},

@@ -37,6 +37,7 @@ CALLS: dict[str, Call] = {
     "clip": lambda g, x=1.0, **how: gc.clip(g, gc.GlobalNorm(x), **how),
     "clip_": lambda g, x=1.0, **how: gc.clip_(g, gc.GlobalNorm(x), **how),
     "plan": lambda g, x=1.0, **how: gc.plan(g, gc.GlobalNorm(x), **how),
+    "to_half": lambda g, x=1.0, **how: gc.to_half(g, "float16", gc.GlobalNorm(x), **how),
 }
 every = pytest.mark.parametrize("name", CALLS)
 with_ord = pytest.mark.parametrize("name", [n for n in CALLS if n.startswith(("clip_by_g", "clip_by_n"))])
@@ -44,7 +45,7 @@ with_ord = pytest.mark.parametrize("name", [n for n in CALLS if n.startswith(("c
 
 def test_every_public_function_that_clips_is_here() -> None:
     functions = {name for name in gc.__all__ if inspect.isfunction(getattr(gc, name))}
-    assert functions - {"global_norm"} == set(CALLS)
+    assert functions - {"global_norm", "explain"} == set(CALLS)
 
 
 @every
@@ -133,7 +134,9 @@ def test_adaptive_clipping_needs_positive_numbers(argument: str, bad: float) -> 
         ({"nonfinite": True}, "there is no such policy", "raise, skip"),
         ({"backend": 3}, "it is no name", "Pass a name from the registry, or None"),
         ({"backend": ["numpy"]}, "it is no name", "from the registry"),
-        ({"maxnorm": 1.0}, "there is no such argument", "loss_scale, nonfinite and backend"),
+        ({"maxnorm": 1.0}, "there is no such argument", "loss_scale, nonfinite, backend"),
+        ({"underflow": "never"}, "there is no such policy", "ignore, count, raise"),
+        ({"array_scales": 2.0}, "it is no mapping", "{path: power of two}"),
         ({"norm_type": 2}, "there is no such argument", "called ord here"),
         ({"error_if_nonfinite": True}, "there is no such argument", "nonfinite='raise' is the default"),
     ],

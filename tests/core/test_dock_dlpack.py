@@ -172,6 +172,19 @@ def test_bfloat16_by_its_type_code() -> None:
     np.testing.assert_allclose(memory.astype(float), [0.6, 0.8], rtol=2**-8)
 
 
+@pytest.mark.parametrize(("name", "code"), [("float8_e4m3fn", 10), ("float8_e5m2", 12)])
+def test_float8_by_its_type_code(name: str, code: int) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    memory = np.array([3, 4], getattr(ml_dtypes, name))
+    x = Export(memory.view(np.uint8), edit_tensor(tensor__dtype__code=code))
+    clipped, info = gc.clip_by_norm([x], 2.5)
+    assert info.norm == 5.0
+    assert clipped[0].array.dtype == memory.dtype
+    gc.clip_by_norm_([x], 2.5)
+    assert memory.tobytes() == clipped[0].array.tobytes()
+    np.testing.assert_array_equal(memory.astype(float), [1.5, 2.0])
+
+
 def test_pinned_host_memory_is_host_memory() -> None:
     array = good()
     x = Versioned(array)
@@ -250,7 +263,10 @@ def test_null_data_with_elements_is_refused(name: bytes, function: str) -> None:
         ({"tensor__dtype__code": 1}, "dtype uint32"),
         ({"tensor__dtype__code": 6, "tensor__dtype__bits": 8}, "dtype bool8"),
         ({"tensor__dtype__code": 3}, "dtype DLPack type code 3 of 32"),
-        ({"tensor__dtype__code": 10, "tensor__dtype__bits": 8}, "dtype float8 is not served"),
+        ({"tensor__dtype__code": 10, "tensor__dtype__bits": 4}, "dtype DLPack type code 10 of 4"),
+        ({"tensor__dtype__code": 12, "tensor__dtype__lanes": 2, "tensor__dtype__bits": 8}, "float8_e5m2 x 2 lanes"),
+        ({"tensor__dtype__code": 7, "tensor__dtype__bits": 8}, "dtype float8_e3m4 is not served"),
+        ({"tensor__dtype__code": 14, "tensor__dtype__bits": 8}, "dtype float8_e8m0fnu is not served"),
         ({"tensor__dtype__code": 17, "tensor__dtype__bits": 4}, "dtype DLPack type code 17 of 4"),
         ({"tensor__dtype__bits": 128}, "dtype float128"),
         ({"major": 2}, "it exports DLPack 2.1, and 1.x is understood"),

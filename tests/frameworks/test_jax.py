@@ -17,7 +17,7 @@ jax: Any = pytest.importorskip("jax")
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "complex64"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "complex64", "float8_e4m3fn", "float8_e5m2"])
 def test_new_arrays_are_jax_arrays_with_the_reference_s_bits(dtype: str) -> None:
     values = np.random.default_rng(0).standard_normal(5000)
     given = jax.numpy.asarray(values, dtype=dtype)

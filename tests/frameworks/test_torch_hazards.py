@@ -93,7 +93,9 @@ CASES: dict[str, Case] = {
     "wrapper": (wrapper, gc.UnsupportedArrayError, "it is a Scaled", "the plain tensor that it wraps"),
     "int": (lambda: torch.arange(3), gc.UnsupportedArrayError, "int64 is no gradient's dtype", "float32"),
     "bool": (lambda: torch.ones(3) > 0, gc.UnsupportedArrayError, "bool is no gradient's dtype", "float32"),
-    "float8": (lambda: good().to(torch.float8_e5m2), gc.UnsupportedArrayError, "float8_e5m2 is not served", "scale"),
+    "float8": (
+        lambda: good().to(torch.float8_e4m3fnuz), gc.UnsupportedArrayError, "float8_e4m3fnuz is not served", "scale",
+    ),
 }  # fmt: skip
 
 

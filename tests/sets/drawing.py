@@ -14,7 +14,7 @@ from gradclip_core import protocol, sets
 
 from .every import EVERY, Arrays, Example, flat
 
-DTYPES = tuple(protocol.DTYPES)
+DTYPES = tuple(protocol.BASE_DTYPES)
 WIDE = ("float32", "float64")
 SCOPES = ("global", "group", "array")
 SEEDS = (1, 2)

@@ -212,7 +212,7 @@ def test_a_product_of_two_boxes_is_exact() -> None:
 )
 def test_no_common_point_is_an_error_and_nothing_is_written(empty: Any) -> None:
     g = np.arange(8.0)
-    with pytest.raises(GradClipError, match=r"after \d+ rounds y still moves by .* have a point in common"):
+    with pytest.raises(GradClipError, match=r"after \d+ rounds .* have a point in common"):
         gc.clip_by_projection_(g, empty())
     assert np.array_equal(g, np.arange(8.0))
 

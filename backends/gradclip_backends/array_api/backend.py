@@ -17,7 +17,7 @@ from gradclip_backends.array_api.measure import FIELDS, measured
 from gradclip_backends.array_api.rows import rows_of
 from gradclip_core.errors import BackendError, GradClipError
 from gradclip_core.protocol import (
-    DTYPES,
+    BASE_DTYPES,
     LEAVE,
     Actions,
     Buffer,
@@ -45,7 +45,7 @@ class ArrayApiBackend:
     # ---- whom it serves ------------------------------------------------------------------------
 
     def not_supported_reasons(self, request: Request) -> list[str]:
-        """Host memory, or one CUDA device's, of the four storage types."""
+        """Host memory, or one CUDA device's, of the storage types that every backend serves."""
         reasons = []
         if importlib.util.find_spec("array_api_compat") is None:
             reasons.append(
@@ -60,7 +60,7 @@ class ArrayApiBackend:
             )
         if len(request.devices) > 1:
             reasons.append(f"a call works on one device, and these arrays are on {', '.join(sorted(request.devices))}")
-        if unknown := sorted(request.dtypes - set(DTYPES)):
+        if unknown := sorted(request.dtypes - set(BASE_DTYPES)):
             reasons.append(f"it has no {', '.join(unknown)}")
         if sys.byteorder != "little":
             reasons.append("this machine is big-endian")

@@ -20,7 +20,7 @@ from gradclip_backends.gpu.tables import put_rows, queue_of
 from gradclip_core.device import Answer, Case, Strided, Weights
 from gradclip_core.errors import UnsafeMemoryError
 from gradclip_core.protocol import (
-    DTYPES,
+    BASE_DTYPES,
     FLOAT64,
     Actions,
     Buffer,
@@ -54,7 +54,7 @@ class GpuBackend:
         if len(request.devices) > 1:
             return [f"a call works on one device, and these arrays are on {', '.join(sorted(request.devices))}"]
         reasons = []
-        if unknown := sorted(request.dtypes - set(DTYPES)):
+        if unknown := sorted(request.dtypes - set(BASE_DTYPES)):
             reasons.append(f"it has no {', '.join(unknown)}")
         if self._process not in (None, os.getpid()):
             return [

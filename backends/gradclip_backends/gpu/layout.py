@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gradclip_core.errors import BackendError
 from gradclip_core.protocol import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, DType
 
 BLOCK = 4096
@@ -14,6 +15,14 @@ INLINE_ROWS = 80
 """As many rows go with a launch, in the 4096 bytes that parameters may take on every driver."""
 
 DTYPE_CODES: dict[DType, int] = {FLOAT16: 0, BFLOAT16: 1, FLOAT32: 2, FLOAT64: 3}
+
+
+def code_of(dtype: DType) -> int:
+    """What kernels know the type by. Gradients were asked for beforehand; weights and loss scales come with them."""
+    if dtype not in DTYPE_CODES:
+        raise BackendError("a GPU backend", f"it has no {dtype}", "Convert the array to float32")
+    return DTYPE_CODES[dtype]
+
 
 # Every struct is laid out so that no padding is needed.
 ROW = np.dtype(

@@ -17,6 +17,7 @@ from gradclip_backends.gpu.layout import (
     SANITIZE,
     SCALE,
     WARPS,
+    code_of,
     state_offset,
 )
 from gradclip_backends.gpu.memory import Workspace
@@ -50,7 +51,7 @@ def scale_of(inverse: float, loss_scale: Buffer | None) -> Struct:
     """1 / loss scale, or where the loss scale is."""
     if loss_scale is None:
         return np.array([(inverse, 0, 0, 0)], SCALE)
-    return np.array([(0.0, loss_scale.pointer, DTYPE_CODES[loss_scale.dtype], 0)], SCALE)
+    return np.array([(0.0, loss_scale.pointer, code_of(loss_scale.dtype), 0)], SCALE)
 
 
 class Passes:

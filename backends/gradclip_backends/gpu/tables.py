@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradclip_backends.gpu.driver import Queue
-from gradclip_backends.gpu.layout import BLOCK, DTYPE_CODES, ROW, ROWS_BY_VALUE, ROWS_IN_MEMORY
+from gradclip_backends.gpu.layout import BLOCK, ROW, ROWS_BY_VALUE, ROWS_IN_MEMORY, code_of
 from gradclip_backends.gpu.memory import Workspace
 from gradclip_core.errors import BackendError
 from gradclip_core.protocol import Buffer
@@ -36,7 +36,7 @@ def rows_of(buffers: Sequence[Buffer], targets: Sequence[Buffer]) -> tuple[Struc
     table["target"] = [buffer.pointer for buffer in targets]
     table["length"] = [buffer.length for buffer in buffers]
     table["rows"] = [buffer.rows for buffer in buffers]
-    table["dtype"] = [DTYPE_CODES[buffer.dtype] for buffer in buffers]
+    table["dtype"] = [code_of(buffer.dtype) for buffer in buffers]
     rows = table["rows"].astype(np.uint64)
     blocks = np.cumsum((table["length"] + np.uint64(BLOCK - 1)) // np.uint64(BLOCK) * rows)
     segments = np.cumsum(rows)

@@ -75,7 +75,7 @@ def tables(buffers: Sequence[Buffer]) -> list[Table]:
 
 
 class NumbaCpuBackend:
-    """Serves host memory of the four storage types, on all processors."""
+    """Serves host memory of all storage types, on all processors."""
 
     name = "numba_cpu"
     projections = "gradclip_backends.numba_cpu.passes:PASSES"
@@ -113,7 +113,7 @@ class NumbaCpuBackend:
         careful = what.bounds is not None or bool(exponents.any()) or what.power not in (1, 2)
         tag: Any = TAGS[dtype]
         zero = code_tag(tag)
-        infinity = zero.dtype.type(_infinity_code(dtype))
+        infinity = zero.dtype.type(_FIRST_BEYOND[dtype.name])
         sums, found = np.empty(table.blocks), np.zeros((table.blocks, 4))
 
         def work(start: int, stop: int) -> None:
@@ -179,9 +179,15 @@ class NumbaCpuBackend:
                 pool.run(work, source.blocks, source.bytes)
 
 
-def _infinity_code(dtype: DType) -> int:
-    """The bits of +inf: the exponent's bits all set."""
-    return {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000, "float64": 0x7FF0 << 48}[dtype.name]
+_FIRST_BEYOND = {
+    "bfloat16": 0x7F80,
+    "float16": 0x7C00,
+    "float32": 0x7F800000,
+    "float64": 0x7FF0 << 48,
+    "float8_e4m3fn": 0x7F,
+    "float8_e5m2": 0x7C,
+}
+"""The bits after those of the largest finite value: +inf, or NaN where there is none."""
 
 
 BACKEND = NumbaCpuBackend()

@@ -1,9 +1,9 @@
 """Elements in memory: addresses to arrays, storage types to float32 and back.
 
 A *tag* is a zero of the type through which memory is looked at, so that a kernel compiles anew
-for each storage type: float32, float64, uint16 for float16, int16 for bfloat16 (Numba has neither
-of the two). Each function here exists twice: as LLVM instructions, and as the Python that runs
-when the JIT is off.
+for each storage type: float32, float64, uint16 for float16, int16 for bfloat16, uint8 for e4m3fn,
+int8 for e5m2 (Numba has none of the four). Each function here exists twice: as LLVM instructions,
+and as the Python that runs when the JIT is off.
 """
 
 from __future__ import annotations
@@ -11,34 +11,33 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-import numba
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import carray, types
 
 from gradclip_backends.numba_cpu.jit import intrinsic, overload
-from gradclip_core.protocol import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, DType
+from gradclip_backends.numba_cpu.small_floats import (
+    E4M3FN,
+    E5M2,
+    F16C,
+    HALF,
+    e4m3fn_to_float,
+    e5m2_to_float,
+    float_to,
+    half_to_float,
+    nearest,
+)
+from gradclip_core.protocol import BFLOAT16, FLOAT8_E4M3FN, FLOAT8_E5M2, FLOAT16, FLOAT32, FLOAT64, DType
 
 TAGS: dict[DType, Any] = {
     BFLOAT16: np.int16(0),
     FLOAT16: np.uint16(0),
     FLOAT32: np.float32(0),
     FLOAT64: np.float64(0),
+    FLOAT8_E4M3FN: np.uint8(0),
+    FLOAT8_E5M2: np.int8(0),
 }
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
-
-
-def _has_f16c() -> bool:
-    """Whether LLVM may emit half-precision conversions; without F16C it calls a missing function."""
-    if binding.get_host_cpu_features and numba.config.CPU_FEATURES is not None:
-        return "+f16c" in numba.config.CPU_FEATURES
-    if numba.config.CPU_NAME not in (None, "", "host"):
-        return False
-    features = dict(binding.get_host_cpu_features())
-    return bool(features.get("f16c", False))
-
-
-F16C = _has_f16c()
 
 
 # ---- addresses ----------------------------------------------------------------------------------
@@ -71,26 +70,9 @@ def _view(address: Any, length: Any, tag: Any) -> Any:
 @intrinsic
 def _half_to_float(context: Any, half: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if F16C:
-            return builder.fpext(builder.bitcast(args[0], ir.HalfType()), _F32)
-        return _half_to_float_by_integers(builder, args[0])
+        return half_to_float(builder, args[0])
 
     return types.float32(types.uint16), generate
-
-
-def _half_to_float_by_integers(b: Any, half: Any) -> Any:
-    """Shift exponent and mantissa into place, rebias, and renormalise subnormals by a subtraction."""
-    bits = b.zext(half, _I32)
-    body = b.shl(b.and_(bits, _I32(0x7FFF)), _I32(13))
-    exponent = b.and_(body, _I32(0x0F800000))
-    rebiased = b.add(body, _I32(112 << 23))
-    special = b.add(rebiased, _I32(112 << 23))
-    magic = b.bitcast(_I32(113 << 23), _F32)
-    subnormal = b.bitcast(b.fsub(b.bitcast(b.add(rebiased, _I32(1 << 23)), _F32), magic), _I32)
-    magnitude = b.select(b.icmp_unsigned("==", exponent, _I32(0x0F800000)), special, rebiased)
-    magnitude = b.select(b.icmp_unsigned("==", exponent, _I32(0)), subnormal, magnitude)
-    sign = b.shl(b.and_(bits, _I32(0x8000)), _I32(16))
-    return b.bitcast(b.or_(magnitude, sign), _F32)
 
 
 @intrinsic
@@ -101,12 +83,34 @@ def _brain_to_float(context: Any, brain: Any) -> Any:
     return types.float32(types.int16), generate
 
 
+@intrinsic
+def _e4m3fn_to_float(context: Any, x: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return e4m3fn_to_float(builder, args[0])
+
+    return types.float32(types.uint8), generate
+
+
+@intrinsic
+def _e5m2_to_float(context: Any, x: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return e5m2_to_float(builder, args[0])
+
+    return types.float32(types.int8), generate
+
+
 def widen(x: Any) -> Any:
     """A stored element's value."""
     if isinstance(x, np.uint16):
         return np.float32(x.view(np.float16))
     if isinstance(x, np.int16):
         return (x.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if isinstance(x, np.int8):
+        return np.float32(np.uint16(int(x.view(np.uint8)) << 8).view(np.float16))
+    if isinstance(x, np.uint8):
+        body, sign = int(x) & 0x7F, int(x) >> 7 << 15
+        half = HALF.nan if body == E4M3FN.nan else body << 7
+        return np.float32(np.uint16(half | sign).view(np.float16)) * np.float32(256)
     return x
 
 
@@ -116,6 +120,10 @@ def _widen(x: Any) -> Any:
         return lambda x: _half_to_float(x)
     if x == types.int16:
         return lambda x: _brain_to_float(x)
+    if x == types.uint8:
+        return lambda x: _e4m3fn_to_float(x)
+    if x == types.int8:
+        return lambda x: _e5m2_to_float(x)
     return lambda x: x
 
 
@@ -127,24 +135,9 @@ def _float_to_half(context: Any, x: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if F16C:
             return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
-        return _float_to_half_by_integers(builder, args[0])
+        return float_to(builder, args[0], HALF)
 
     return types.uint16(types.float32), generate
-
-
-def _float_to_half_by_integers(b: Any, x: Any) -> Any:
-    """Normal results round in the integers, subnormal ones by an addition that shifts them out."""
-    bits = b.bitcast(x, _I32)
-    body = b.and_(bits, _I32(0x7FFFFFFF))
-    odd = b.and_(b.lshr(body, _I32(13)), _I32(1))
-    normal = b.lshr(b.add(b.add(body, _I32((0xFFF - (112 << 23)) & 0xFFFFFFFF)), odd), _I32(13))
-    magic = _I32(126 << 23)
-    shifted = b.fadd(b.bitcast(body, _F32), b.bitcast(magic, _F32))
-    subnormal = b.sub(b.bitcast(shifted, _I32), magic)
-    special = b.select(b.icmp_unsigned(">", body, _I32(255 << 23)), _I32(0x7E00), _I32(0x7C00))
-    half = b.select(b.icmp_unsigned("<", body, _I32(113 << 23)), subnormal, normal)
-    half = b.select(b.icmp_unsigned(">=", body, _I32(143 << 23)), special, half)
-    return b.trunc(b.or_(half, b.lshr(b.and_(bits, _I32(0x80000000)), _I32(16))), ir.IntType(16))
 
 
 @intrinsic
@@ -161,6 +154,22 @@ def _float_to_brain(context: Any, x: Any) -> Any:
     return types.int16(types.float32), generate
 
 
+@intrinsic
+def _float_to_e4m3fn(context: Any, x: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return float_to(builder, args[0], E4M3FN)
+
+    return types.uint8(types.float32), generate
+
+
+@intrinsic
+def _float_to_e5m2(context: Any, x: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return float_to(builder, args[0], E5M2)
+
+    return types.int8(types.float32), generate
+
+
 def narrow(y: Any, tag: Any) -> Any:
     """``y`` as an element of ``tag``'s storage type."""
     if isinstance(tag, np.uint16):
@@ -170,6 +179,10 @@ def narrow(y: Any, tag: Any) -> Any:
         if y != y:
             return np.uint16((bits >> 16) & 0x8000 | 0x7FC0).view(np.int16)
         return np.uint16((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).view(np.int16)
+    if isinstance(tag, np.uint8):
+        return np.uint8(nearest(y, E4M3FN))
+    if isinstance(tag, np.int8):
+        return np.uint8(nearest(y, E5M2)).view(np.int8)
     return y
 
 
@@ -179,6 +192,10 @@ def _narrow(y: Any, tag: Any) -> Any:
         return lambda y, tag: _float_to_half(y)
     if tag == types.int16:
         return lambda y, tag: _float_to_brain(y)
+    if tag == types.uint8:
+        return lambda y, tag: _float_to_e4m3fn(y)
+    if tag == types.int8:
+        return lambda y, tag: _float_to_e5m2(y)
     return lambda y, tag: y
 
 
@@ -257,7 +274,7 @@ def _bits_of(u: Any) -> Any:
 
 def code_tag(tag: Any) -> Any:
     """A zero of the signed integer as wide as ``tag``."""
-    return {2: np.int16(0), 4: np.int32(0), 8: np.int64(0)}[tag.itemsize]
+    return {1: np.int8(0), 2: np.int16(0), 4: np.int32(0), 8: np.int64(0)}[tag.itemsize]
 
 
 @intrinsic

@@ -16,15 +16,19 @@ from gradclip_backends.numba_cpu.elements import narrow_once, view, widen
 from gradclip_backends.numba_cpu.jit import jit
 from gradclip_backends.numba_cpu.kernels import BLOCK, LANES, find_segment, fold, tree
 from gradclip_core.forms import EXTREMES, FORMS, MOMENTS
+from gradclip_core.protocol import DTYPES
 
-_SOFT, _SHIFT, _SCALE, _CLAMP, _SECULAR, _POWER, _ALONG, _GIVEN = (
-    list(FORMS).index(name) for name in ("soft", "shift", "scale", "clamp", "secular", "power", "along", "given")
+_SOFT, _SHIFT, _SCALE, _CLAMP, _FIT, _SECULAR, _POWER, _ALONG, _GIVEN = (
+    list(FORMS).index(name) for name in ("soft", "shift", "scale", "clamp", "fit", "secular", "power", "along", "given")
 )
 (
     _Y2, _DY, _D2, _ABS, _SUM, _COUNT, _MAX_Y, _LOW_Y, _MAX_D, _TOP_D,
     _MAX_E, _WY, _W2, _WY2, _SLOPE, _D2_W, _POW_Y, _POW_D, _STEEP,
     _ABS_WY, _REST2, _ABS_D,
 ) = range(len(MOMENTS))  # fmt: skip
+_FLOAT16, _BFLOAT16, _FLOAT32, _E4M3FN, _E5M2 = (
+    list(DTYPES).index(name) for name in ("float16", "bfloat16", "float32", "float8_e4m3fn", "float8_e5m2")
+)
 TILE = 4 * LANES
 START = np.array([EXTREMES.get(name, 0.0) for name in MOMENTS])
 _SMALLEST = np.array([EXTREMES.get(name) == np.inf for name in MOMENTS])
@@ -48,7 +52,7 @@ def load_block(x: Any, n: Any, inverse: Any, exponent: Any, sanitize: Any, top: 
 
 
 @jit
-def round_block(y: Any, n: Any, exponent: Any, tag: Any) -> Any:
+def round_to(y: Any, n: Any, exponent: Any, tag: Any) -> Any:
     """Round y to what the storage type will hold."""
     if exponent != 0:
         for i in range(n):
@@ -59,7 +63,24 @@ def round_block(y: Any, n: Any, exponent: Any, tag: Any) -> Any:
 
 
 @jit
-def store_block(y: Any, n: Any, exponent: Any, target: Any, tag: Any) -> Any:
+def round_block(y: Any, n: Any, exponent: Any, code: Any) -> Any:
+    """``round_to``, by the type's place in ``DTYPES``: y's type is chosen as the kernel runs, u's as it is compiled."""
+    if code == _FLOAT16:
+        round_to(y, n, exponent, np.uint16(0))
+    elif code == _BFLOAT16:
+        round_to(y, n, exponent, np.int16(0))
+    elif code == _FLOAT32:
+        round_to(y, n, exponent, np.float32(0))
+    elif code == _E4M3FN:
+        round_to(y, n, exponent, np.uint8(0))
+    elif code == _E5M2:
+        round_to(y, n, exponent, np.int8(0))
+    else:
+        round_to(y, n, exponent, np.float64(0))
+
+
+@jit
+def store_to(y: Any, n: Any, exponent: Any, target: Any, tag: Any) -> Any:
     """Write y, which is rounded already, to memory."""
     if exponent != 0:
         for i in range(n):
@@ -70,26 +91,34 @@ def store_block(y: Any, n: Any, exponent: Any, target: Any, tag: Any) -> Any:
 
 
 @jit
+def store_block(y: Any, n: Any, exponent: Any, address: Any, code: Any) -> Any:
+    """``store_to``, by the type's place in ``DTYPES``."""
+    if code == _FLOAT16:
+        store_to(y, n, exponent, view(address, n, np.uint16(0)), np.uint16(0))
+    elif code == _BFLOAT16:
+        store_to(y, n, exponent, view(address, n, np.int16(0)), np.int16(0))
+    elif code == _FLOAT32:
+        store_to(y, n, exponent, view(address, n, np.float32(0)), np.float32(0))
+    elif code == _E4M3FN:
+        store_to(y, n, exponent, view(address, n, np.uint8(0)), np.uint8(0))
+    elif code == _E5M2:
+        store_to(y, n, exponent, view(address, n, np.int8(0)), np.int8(0))
+    else:
+        store_to(y, n, exponent, view(address, n, np.float64(0)), np.float64(0))
+
+
+@jit
 def solve_power(magnitude: Any, a: Any, p: Any) -> Any:
     """The ``z >= 0`` with ``z + a·z^(p-1) = magnitude``, as in the reference."""
     if a == 0.0 or magnitude == 0.0:
         return magnitude
-    low, high = 0.0, magnitude
     z = min(magnitude, (magnitude / a) ** (1.0 / (p - 1.0)))
     for _ in range(100):
         power = a * z ** (p - 1.0)
-        value = (z - magnitude) + power
-        if value == 0.0:
+        off = math.log1p(((z - magnitude) + power) / magnitude)
+        new = z * math.exp(-off * ((z + power) / (z + (p - 1.0) * power)))
+        if not (z > 0.0 and new < z):
             return z
-        if value < 0.0:
-            low = z
-        else:
-            high = z
-        new = z - value / (1.0 + (p - 1.0) * power / (z if z > 0.0 else 1.0))
-        if not (low < new < high):
-            new = 0.5 * (low + high)
-        if abs(new - z) <= 1e-16 * new:
-            return new
         z = new
     return z
 
@@ -114,6 +143,11 @@ def make_block(kind: Any, u: Any, w: Any, n: Any, a: Any, b: Any, c: Any, y: Any
             z = u[i]
             z = -a if z < -a else z
             y[i] = a if z > a else z
+    elif kind == _FIT:
+        for i in range(n):
+            z = u[i] * a
+            z = b if z < b else z
+            y[i] = c if z > c else z
     elif kind == _SECULAR:
         for i in range(n):
             y[i] = u[i] / (1.0 + a * w[i])
@@ -252,7 +286,7 @@ def fold_extreme(lanes: Any, smallest: Any) -> Any:
 
 @jit
 def map_range(
-    tag: Any, itemsize: Any, top: Any, w_tag: Any, w_itemsize: Any,
+    tag: Any, itemsize: Any, top: Any, w_tag: Any, w_itemsize: Any, y_code: Any, y_itemsize: Any,
     sources: Any, targets: Any, companions: Any, values: Any, lengths: Any, first: Any,
     inverse: Any, exponent: Any, sanitize: Any,
     kind: Any, a: Any, b: Any, c: Any, e: Any, moments: Any, rounded: Any, start: Any, stop: Any, out: Any,
@@ -277,9 +311,9 @@ def map_range(
             else:
                 make_block(kind, u, w, n, a[s], b[s], c[s], y)
             if rounded:
-                round_block(y, n, exponent, tag)
+                round_block(y, n, exponent, y_code)
             if targets.size:
-                store_block(y, n, exponent, view(targets[s] + np.uint64(done * itemsize), n, tag), tag)
+                store_block(y, n, exponent, targets[s] + np.uint64(done * y_itemsize), y_code)
             for m in range(moments.size):
                 moment = moments[m]
                 terms_block(moment, u, y, w, n, a[s], b[s], e, t)

@@ -13,7 +13,7 @@ from gradclip_backends.numba_cpu.backend import Table, tables
 from gradclip_backends.numba_cpu.elements import TAGS
 from gradclip_backends.numba_cpu.kernels import BLOCK
 from gradclip_core.forms import BINS, FORMS, MOMENTS, Form, Gathered, Reading, Tally, from_keys
-from gradclip_core.protocol import FLOAT64, Buffer, FloatArray, segments
+from gradclip_core.protocol import DTYPES, FLOAT64, Buffer, FloatArray, segments
 
 _tally_range: Any = tally_kernels.tally_range
 _gather_range: Any = tally_kernels.gather_range
@@ -35,7 +35,7 @@ class NumbaPasses:
         """See ``Passes.map``."""
         found = np.zeros((len(moments), segments(buffers)))
         rows = np.repeat(np.arange(len(buffers)), [buffer.rows for buffer in buffers])
-        for group in _alike(buffers, form.companions):
+        for group in _alike(buffers, form.companions, out or ()):
             pick = np.flatnonzero(np.isin(rows, group))
             if not pick.size:  # arrays of no rows
                 continue
@@ -58,7 +58,10 @@ class NumbaPasses:
     ) -> None:
         (table,) = tables(buffers)
         dtype, none = table.dtype, np.zeros(0, np.uint64)
-        targets = none if out is None else tables(out)[0].pointers
+        targets, y_dtype = none, dtype
+        if out is not None:
+            (beneath,) = tables(out)
+            targets, y_dtype = beneath.pointers, beneath.dtype
         companions, w_dtype = none, FLOAT64
         if form.companions:
             (beside,) = tables([form.companions[i] for i in group])
@@ -75,7 +78,8 @@ class NumbaPasses:
 
         def work(start: int, stop: int) -> None:
             form_kernels.map_range(
-                TAGS[dtype], dtype.itemsize, dtype.largest, TAGS[w_dtype], w_dtype.itemsize,
+                TAGS[dtype], dtype.itemsize, dtype.largest,
+                TAGS[w_dtype], w_dtype.itemsize, list(DTYPES).index(y_dtype.name), y_dtype.itemsize,
                 table.pointers, targets, companions, values, table.lengths, table.first,
                 reading.inverse, reading.exponent, reading.sanitize,
                 kind, a, b, c, form.e, codes, rounded, start, stop, blocks,
@@ -140,12 +144,12 @@ class NumbaPasses:
         return Gathered(values, sum(int(part[2]) for part in found), sums)
 
 
-def _alike(buffers: Sequence[Buffer], companions: Sequence[Buffer]) -> list[list[int]]:
-    """The buffers by their dtype and their companion's: a kernel is compiled for one of each."""
-    groups: dict[tuple[str, str], list[int]] = {}
+def _alike(buffers: Sequence[Buffer], companions: Sequence[Buffer], targets: Sequence[Buffer]) -> list[list[int]]:
+    """The buffers by their dtype, their companion's and their target's: a kernel is compiled for one of each."""
+    groups: dict[tuple[str, ...], list[int]] = {}
     for i, buffer in enumerate(buffers):
-        beside = companions[i].dtype.name if companions else ""
-        groups.setdefault((buffer.dtype.name, beside), []).append(i)
+        beside = (others[i].dtype.name for others in (companions, targets) if others)
+        groups.setdefault((buffer.dtype.name, *beside), []).append(i)
     return list(groups.values())
 
 

@@ -120,12 +120,24 @@ def test_a_subclass(standin: Machine) -> None:
         gc.clip_by_global_norm_([masked], 1.0)
 
 
-@pytest.mark.parametrize("dtype", [np.int32, np.bool_, np.uint8, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2])
+@pytest.mark.parametrize("dtype", [np.int32, np.bool_, np.uint8, ml_dtypes.float8_e4m3, ml_dtypes.float8_e5m2fnuz])
 def test_dtypes_that_are_none_of_ours(standin: Machine, dtype: Any) -> None:
     grads = large()
     other = cp().ndarray((8,), dtype, cp().asarray(np.zeros(64, np.uint8)).data)
     with refuses(grads, gc.UnsupportedArrayError, "array '1'", np.dtype(dtype).name, ""):
         gc.clip_by_global_norm_([grads["w"], other], 1.0)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2])
+def test_float8_is_for_host_memory(standin: Machine, dtype: Any) -> None:
+    """As gradients, and beside them."""
+    grads, name = large(), np.dtype(dtype).name
+    other = cp().ndarray((8,), dtype, cp().asarray(np.zeros(64, np.uint8)).data)
+    with refuses(grads, gc.BackendError, "arrays on cuda:0", f"cupy_raw: it has no {name}", ""):
+        gc.clip_by_global_norm_([grads["w"], other], 1.0)
+    scale = cp().ndarray((), dtype, cp().asarray(np.ones(64, np.uint8)).data)
+    with refuses(grads, gc.BackendError, "a GPU backend", f"it has no {name}", "Convert the array to float32"):
+        gc.clip_by_global_norm_(grads, 1.0, loss_scale=scale)
 
 
 # ---- loss scales and weights -------------------------------------------------------------------------

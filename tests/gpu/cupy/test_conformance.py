@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gradclip_core import testing
+from gradclip_core.protocol import BASE_DTYPES
 from tests.gpu.cupy.compare import cp
 from tests.gpu.cupy.lanes import lane, on
 from tests.gpu.memory import CupyMemory
@@ -24,7 +25,8 @@ HOST_ALONE = {"form", "moment", "tally", "gather"}
 
 
 def every(**how: Any) -> Counter[str]:
-    """How many checks there are, by topic; the loopback is asked them all too."""
+    """How many checks there are, by topic; the loopback is asked them all too, and those of float8 besides."""
+    how.setdefault("dtypes", tuple(BASE_DTYPES))
     topics = (check.topic for check in testing.checks(testing.DeviceLoopback(), thorough=False, **how))
     return Counter(topic for topic in topics if topic not in HOST_ALONE)
 
@@ -94,5 +96,6 @@ def test_ptx(name: str) -> None:
 
 
 def test_the_architectures_have_every_decision_among_them() -> None:
-    names = [c.name for c in testing.checks(testing.DeviceLoopback(), thorough=False) if c.topic.startswith("decide-")]
+    checks = testing.checks(testing.DeviceLoopback(), dtypes=tuple(BASE_DTYPES), thorough=False)
+    names = [c.name for c in checks if c.topic.startswith("decide-")]
     assert sum(any(_share(name, here) for here in range(3)) for name in names) == len(names) >= 341
