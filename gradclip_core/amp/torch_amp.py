@@ -3,7 +3,7 @@
 Its ``step`` and ``update`` go by a record that ``unscale_`` leaves for each optimizer: that the
 gradients are unscaled, and whether there was an infinity. Here the record is left by us, after
 one pass that unscaled and clipped. It is private to torch; what it is made of is looked for, and
-its absence said, before any gradient is touched (seen in torch 2.3 to 2.13).
+its absence said, before any gradient is touched (seen in torch 2.13).
 """
 
 from __future__ import annotations
