@@ -117,10 +117,7 @@ def _with_nonfinite(measured: Measured, norms: FloatArray) -> FloatArray:
 def _combine_largest(measured: Measured, ids: IntArray, count: int) -> Norms:
     root = np.zeros(count)
     np.maximum.at(root, ids, _with_nonfinite(measured, measured.found.largest))  # propagates NaN
-    # What is done with a root squares it or splits it: both ends of float64's range are kept as exponents.
-    far = np.isfinite(root) & (root > 0) & ((root < LEAST) | (root > MOST))
-    exponents = np.where(far, np.frexp(root)[1], 0).astype(np.int64)
-    return Norms(np.ldexp(root, -exponents), exponents, np.zeros(count))
+    return Norms(root, np.zeros(count, np.int64), np.zeros(count))
 
 
 def _combine_powers(measured: Measured, ids: IntArray, count: int) -> Norms:

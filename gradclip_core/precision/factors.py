@@ -45,13 +45,13 @@ def aim_float64(max_norm: FloatArray, norms: Norms, sizes: FloatArray, ord: floa
     limit = np.ldexp(target, -norms.exponent)
     shave = SHAVE_FLOAT64 if ord in (1, 2, np.inf) else SHAVE_GENERAL
     quotient = limit / norms.root
-    product, lost = two_product(quotient, norms.root)
-    rest = (((limit - product) - lost) - quotient * norms.rest) / norms.root
+    product, short = two_product(quotient, norms.root)
+    rest = (((limit - product) - short) - quotient * norms.rest) / norms.root
     factor, error = two_sum(quotient, rest - quotient * shave)
     factor = np.where(error < 0, np.nextafter(factor, 0.0), factor)
-    # Where the errors themselves would underflow, a few ulps are given away instead.
-    tiny = np.minimum(limit, quotient) < 2.0**-900
-    return np.maximum(np.where(tiny, _below(target, norms), factor), 0.0)
+    # Where the errors themselves would underflow, or a product's halves overflow, a few ulps are given away instead.
+    lost = (np.minimum(limit, quotient) < 2.0**-900) | np.isnan(factor)
+    return np.maximum(np.where(lost, _below(target, norms), factor), 0.0)
 
 
 def _below(limit: FloatArray, norms: Norms) -> FloatArray:

@@ -186,3 +186,12 @@ def test_what_is_lost_between_arrays_is_carried_too(backend: str) -> None:
         assert info.clipped
         assert exact.norm_at_most(clipped, norm * ratio)
         assert not gc.clip_by_global_norm(clipped, norm * ratio, backend=backend)[1].clipped
+
+
+@pytest.mark.parametrize("top", [1e297, 1.3e300, 1.4e300, 1.7e308])
+def test_the_largest_elements_are_clipped_by_their_largest(top: float) -> None:
+    """Beyond 2^996 the halves of a product overflow, which once made everything NaN."""
+    clipped, info = gc.clip_by_global_norm(np.array([top, 1.0]), 1e50, ord=np.inf)
+    assert info.norm == top
+    assert 0.999999 * 1e50 < clipped[0] <= 1e50
+    assert clipped[1] == 1.0 * info.scale
