@@ -88,8 +88,8 @@ def make_aim_float64(general: bool) -> Function:
         factor = quotient + less
         if lost_in_sum(quotient, less, factor) < 0.0:
             factor = towards_zero(factor)
-        # Where the errors themselves would underflow, a few ulps are given away instead.
-        if minimum(limit, quotient) < _TINY:
+        # Where the errors themselves would underflow, or halves of a product overflow, some ulps are given away.
+        if minimum(limit, quotient) < _TINY or factor != factor:
             factor = _below(target, norm)
         return maximum(factor, 0.0)
 
