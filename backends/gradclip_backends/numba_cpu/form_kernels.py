@@ -113,11 +113,13 @@ def solve_power(magnitude: Any, a: Any, p: Any) -> Any:
     if a == 0.0 or magnitude == 0.0:
         return magnitude
     z = min(magnitude, (magnitude / a) ** (1.0 / (p - 1.0)))
+    if not z > 0.0:  # it is less than any float64
+        return z
     for _ in range(100):
         power = a * z ** (p - 1.0)
         off = math.log1p(((z - magnitude) + power) / magnitude)
         new = z * math.exp(-off * ((z + power) / (z + (p - 1.0) * power)))
-        if not (z > 0.0 and new < z):
+        if not new < z:
             return z
         z = new
     return z
