@@ -27,7 +27,6 @@ Lines = dict[str, dict[int, int]]
 
 # File, line, and why a branch of it is never taken.
 NEVER_TAKEN = {
-    ("arithmetic.cuh", "return x == 0.0 || is_nan(x) ?"): "factors of a norm that is NaN come here no more",
     ("general.cu", "if (closed(pass.gate)) return;"): "the pass for a general order has no gate",
     ("tree.cuh", "for (int half = WIDTH / 2; half; half /= 2, mask /= 2) total"): "for WIDTH 1 there is no half",
 }

@@ -45,7 +45,7 @@ INLINE double aim_float64(double max_norm, const Norm& norm, double size, double
     const double error = lost_in_sum(quotient, less, factor);
     if (error < 0.0) factor = towards_zero(factor);
     // Where the errors themselves would underflow, or a product's halves overflow, a few ulps are given away instead.
-    if (minimum(limit, quotient) < 0x1p-900 || factor != factor) factor = below(target, norm);
+    if (minimum(limit, quotient) < 0x1p-900 || is_nan(factor)) factor = below(target, norm);
     return maximum(factor, 0.0);
 }
 
