@@ -12,7 +12,8 @@ import pytest
 import gradclip_core as gc
 from gradclip_core import sets
 from gradclip_core.rules import Rule
-from tests.amp.test_to_half import EVERY, INTO, NARROW, nearest, numpy_type, same
+from tests.amp import INTO
+from tests.amp.test_to_half import EVERY, NARROW, nearest, numpy_type, same
 from tests.refusals import says
 
 Array = npt.NDArray[Any]

@@ -17,6 +17,7 @@ import pytest
 
 import gradclip_core as gc
 from gradclip_core import sets
+from tests.amp import INTO
 from tests.core import exact
 from tests.refusals import says
 
@@ -66,7 +67,6 @@ TABLES = {name: bits.table() for name, bits in BITS.items()}
 EVERY = {name: bits.every() for name, bits in BITS.items()}
 ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float8_e4m3fn": 2.0**-4, "float8_e5m2": 2.0**-3}
 NARROW = pytest.mark.parametrize("source", list(BITS))
-INTO = pytest.mark.parametrize("target", list(BITS))
 HUGE = gc.Value(3.4e38)  # in each of the four types this rounds to infinity: it clips nothing
 
 
