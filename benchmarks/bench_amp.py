@@ -51,18 +51,20 @@ def unscaling(torch: Any, shapes: list[tuple[int, ...]]) -> dict[str, Call]:
         if what.endswith(", clipped"):
             # Each step is to clip: a bound 1 % under the last, and half as large gradients.
             bounds = tuple((norm * 0.495**step for step in itertools.count(1)) for _ in range(2))  # type: ignore[assignment]
-        calls[f"ours, {what}"] = _ours(ours, scale, bounds[0])
+        calls[f"ours, {what}"] = _ours(torch, ours, scale, bounds[0])
         calls[f"torch, {what}"] = _theirs(torch, theirs, scale, bounds[1])
     return calls
 
 
-def _ours(params: list[Any], scale: float, bounds: Any) -> Call:
+def _ours(torch: Any, params: list[Any], scale: float, bounds: Any) -> Call:
+    grads = [p.grad for p in params]
     scaler = gc.LossScaler.static(scale)
     clipper = gc.Clipper(gc.GlobalNorm(1.0), scaler, params=params)
 
     def call() -> object:
         clipper.rule = gc.GlobalNorm(next(bounds))
         scaler.take_scale()
+        torch.autograd.graph.increment_version(grads)  # as backward does: the Clipper would know them again
         return clipper.step_()
 
     return call
