@@ -24,7 +24,7 @@ from tests.gpu.engine import Engine, KernelFault
 
 ROOT = Path(__file__).parents[3]
 _REPORT = re.compile(r"^(?:SUMMARY: .*|.*runtime error: .*)$", re.MULTILINE)
-_SECONDS = 120
+_SECONDS = 300
 
 
 def engines(lane: Lane) -> list[Engine]:
