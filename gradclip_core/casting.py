@@ -15,11 +15,12 @@ import numpy as np
 from gradclip_core.arrays.dock import Cargo, unload
 from gradclip_core.arrays.docked import Docked
 from gradclip_core.arrays.dtypes import SUPPORTED
-from gradclip_core.arrays.layout import Flat, flatten_in, flatten_memory, lies_in, lying, overlapping_pair
+from gradclip_core.arrays.layout import Flat, flatten_in, lying, overlapping_pair
 from gradclip_core.errors import BackendError, InvalidArgumentError, UnsafeMemoryError, UnsupportedArrayError, show
 from gradclip_core.forms import Form, Reading, passes_of
 from gradclip_core.passes import Axes, report_writes
 from gradclip_core.project import Move
+from gradclip_core.projected import sources_of, wanted
 from gradclip_core.protocol import LEAVE, ZERO, Actions, Backend, DType, FloatArray, IntArray
 
 
@@ -72,8 +73,16 @@ class Into:
         return [docked.dtype for docked in self.arrays]
 
 
-def arrays_of(out: Any, cargo: Cargo, asked: str) -> Into:
-    """The arrays of ``out``, matched by path and shape; all that is wrong with them is said here."""
+def cast_to(out: Any, dtype: DType | None, cargo: Cargo, backend: Backend, asked: str) -> Cast | None:
+    """Where the result goes, if not into arrays like the gradients; all that is wrong with it is said here."""
+    if out is None and dtype is None:
+        return None
+    _refuse_unfit(cargo, backend, asked)
+    return NewDtype(dtype) if dtype is not None else _into(out, cargo, asked)
+
+
+def _into(out: Any, cargo: Cargo, asked: str) -> Into:
+    """The arrays of ``out``, matched by path and shape."""
     there = unload(out, f"{asked}, out", in_place=True, clips=False)
     by_path = dict(zip(there.tree.paths, there.index, strict=True))
     found: list[Docked] = []
@@ -113,7 +122,7 @@ def arrays_of(out: Any, cargo: Cargo, asked: str) -> Into:
     return Into(found)
 
 
-def refuse_unfit(cargo: Cargo, backend: Backend, asked: str) -> None:
+def _refuse_unfit(cargo: Cargo, backend: Backend, asked: str) -> None:
     """Conversion is the host's, of real numbers, by backends that have the passes."""
     if cargo.device != "cpu":
         raise BackendError(
@@ -157,13 +166,11 @@ def write_cast(
 
     Segments hold 2^``shifts`` times the gradient, which is taken off here.
     """
-    from gradclip_core.projected import wanted
-
     passes = passes_of(backend)
     orders = [lying(docked, reduced) for docked, reduced in zip(arrays, axes, strict=True)]
     moved = {i for move in moves for i in move.members}
     rest = [i for i in range(len(arrays)) if i not in moved]
-    sinks = {i: _sink(targets[i], axes[i], orders[i]) for i in rest}
+    sinks = {i: flatten_in(targets[i], axes[i], orders[i]) for i in rest}
     ids = np.repeat(np.arange(len(flats)), [flat.buffer.rows for flat in flats])
     picked = np.flatnonzero(np.isin(ids, rest))
     tops = np.array([targets[i].dtype.largest for i in ids[picked]])
@@ -181,18 +188,11 @@ def write_cast(
         rows[actions.op[ids == i] == ZERO] = 0  # by assignment: 0 · NaN is NaN
     found = []
     for move in moves:
-        places = list(zip(move.members, move.orders, strict=True))
-        sources = [flatten_in(arrays[i], axes[i], order).buffer for i, order in places]
-        sinks |= {i: _sink(targets[i], axes[i], order) for i, order in places}
+        sources = [flat.buffer for flat in sources_of(move, arrays, flats, axes)]
+        sinks |= {i: flatten_in(targets[i], axes[i], order) for i, order in zip(move.members, move.orders, strict=True)}
         out = [sinks[i].buffer for i in move.members]
         found.append(passes.map(sources, out, move.reading, move.form, wanted(move)))
     for i, sink in sinks.items():
         sink.unpack(targets[i])
     report_writes(targets)
     return found
-
-
-def _sink(target: Docked, axes: tuple[int, ...] | None, order: tuple[int, ...]) -> Flat:
-    if lies_in(target, axes, order):
-        return flatten_memory(target, axes)
-    return flatten_in(target, axes, order, pack=True)

@@ -15,7 +15,7 @@ from gradclip_core import projected
 from gradclip_core.arrays.dock import Cargo, unload
 from gradclip_core.arrays.docked import Docked
 from gradclip_core.arrays.layout import Flat
-from gradclip_core.casting import Cast, NewDtype, arrays_of, refuse_unfit, write_cast
+from gradclip_core.casting import Cast, cast_to, write_cast
 from gradclip_core.device import Answer, DeviceBackend
 from gradclip_core.errors import GradClipError, InvalidArgumentError
 from gradclip_core.guarded import guard
@@ -71,10 +71,7 @@ def run(
     for part in rule.stages:
         if isinstance(part, Project):
             part.refuse_unfit(cargo, backend, asked)
-    cast: Cast | None = None
-    if out is not None or dtype is not None:
-        refuse_unfit(cargo, backend, asked)
-        cast = arrays_of(out, cargo, asked) if out is not None else NewDtype(dtype) if dtype is not None else None
+    cast = cast_to(out, dtype, cargo, backend, asked)
     if cargo.device != "cpu" and isinstance(backend, DeviceBackend):
         if how.underflow != "ignore":
             raise InvalidArgumentError(

@@ -13,7 +13,7 @@ import numpy as np
 
 from gradclip_core.arrays.dock import Cargo
 from gradclip_core.arrays.docked import Docked
-from gradclip_core.arrays.layout import Flat, flatten_in, flatten_memory, lies_in, lying
+from gradclip_core.arrays.layout import Flat, flatten_in, lies_in, lying
 from gradclip_core.forms import Passes, Reading, passes_of
 from gradclip_core.members import Members
 from gradclip_core.norms import Measured, scope_norms
@@ -90,16 +90,10 @@ def write_moves(
     found = []
     for move in moves:
         # In the order of the decision: companions and given values lie so.
-        places = list(zip(move.members, move.orders, strict=True))
-        sources = [
-            flats[i] if lying(arrays[i], axes[i]) == order else flatten_in(arrays[i], axes[i], order)
-            for i, order in places
-        ]
-        sinks = sources
+        sources = sinks = sources_of(move, arrays, flats, axes)
         if targets is not arrays:
-            sinks = [
-                _sink(source, targets[i], axes[i], order) for source, (i, order) in zip(sources, places, strict=True)
-            ]
+            places = zip(sources, move.members, move.orders, strict=True)
+            sinks = [_sink(source, targets[i], axes[i], order) for source, i, order in places]
         buffers, out = ([flat.buffer for flat in of] for of in (sources, sinks))
         found.append(passes.map(buffers, out, move.reading, move.form, wanted(move)))
         for i, sink in zip(move.members, sinks, strict=True):
@@ -109,11 +103,18 @@ def write_moves(
     return found
 
 
+def sources_of(move: Move, arrays: Sequence[Docked], flats: Sequence[Flat], axes: Axes) -> list[Flat]:
+    """A move's arrays in the order of its decision; what was packed so before is not packed again."""
+    return [
+        flats[i] if lying(arrays[i], axes[i]) == order else flatten_in(arrays[i], axes[i], order)
+        for i, order in zip(move.members, move.orders, strict=True)
+    ]
+
+
 def _sink(source: Flat, target: Docked, axes: tuple[int, ...] | None, order: tuple[int, ...]) -> Flat:
     """Where a new array's elements go: its own memory, if they lie there in the order of the source, or a copy."""
-    if lies_in(target, axes, order):
-        return flatten_memory(target, axes)
-    return source if source.packed is not None else flatten_in(target, axes, order, pack=True)
+    packed = source.packed is not None and not lies_in(target, axes, order)
+    return source if packed else flatten_in(target, axes, order)
 
 
 def _write_rest(

@@ -84,10 +84,9 @@ class Clipper(InOrder):
         self.loss_scaler = loss_scaler
         self.updates = update and isinstance(loss_scaler, LossScaler)
         self._torch = _torch_scaler(loss_scaler)
-        scales = loss_scaler is not None and (self._torch is None or self._torch.enabled)
-        self.nonfinite = nonfinite if nonfinite is not None else "skip" if scales else "raise"
+        self.nonfinite = nonfinite if nonfinite is not None else "skip" if self._scales else "raise"
         How(nonfinite=self.nonfinite, backend=backend, underflow=underflow)
-        if scales and self.nonfinite not in _WITH_A_SCALE:
+        if self._scales and self.nonfinite not in _WITH_A_SCALE:
             raise InvalidArgumentError(
                 f"Clipper(nonfinite={self.nonfinite!r})",
                 "with a loss scale infinities are a part of life, and would go into the weights",
@@ -148,15 +147,15 @@ class Clipper(InOrder):
         asked = "Clipper.step_"
         if then is not None and not callable(then):
             raise InvalidArgumentError(f"{asked}, then={show(then)}", "it cannot be called", "Pass optimizer.step")
-        if then is not None and self._torch is not None and self._torch.enabled:
+        if then is not None and self._through is not None:
             cure = "Call scaler.step(optimizer), which skips by itself, and scaler.update()"
             raise InvalidArgumentError(f"{asked}, then", "with a GradScaler the optimizer steps through it", cure)
         found = self._gradients(asked, grads)
         if grads is None:
             self._refuse_left(asked, found.values())
-        leaves = flatten(found)[0]
         info = self._step(asked, optimizer, array_scales, lambda how: run_in_place(found, self.rule, how, asked))
-        self._left.mark(leaves)
+        if self.params is not None:
+            self._left.mark(flatten(found)[0])
         if isinstance(self.loss_scaler, LossScaler) and not self._dirty():
             self._clean = self.loss_scaler.taken
         if then is not None and not info.skipped:
@@ -207,11 +206,11 @@ class Clipper(InOrder):
         if optimizer is not None and self._torch is None:
             cure = "Leave it out; bind an optimizer with Clipper(rule, ..., params=optimizer)"
             raise InvalidArgumentError(f"{asked}, optimizer", "only a GradScaler's record goes by optimizer", cure)
-        if self._torch is not None and self._torch.enabled:
+        if (through := self._through) is not None:
             target = optimizer if optimizer is not None or self.params is None else self.params.optimizer
-            how["loss_scale"] = self._torch.open(asked, target)
+            how["loss_scale"] = through.open(asked, target)
             info = run(how)
-            self._torch.close(asked, target, info.nonfinite > 0)
+            through.close(asked, target, info.nonfinite > 0)
         elif isinstance(scaler, LossScaler):
             self._refuse_used(asked, scaler)
             how["loss_scale"] = scaler.get_scale()
@@ -225,7 +224,7 @@ class Clipper(InOrder):
         # Without a scaler nobody knows yet on a device, and asking would wait.
         ask = self.nonfinite in ("skip", "zero") and (info.known or self.loss_scaler is not None)
         self._skipping = info if ask and info.peek_skipped() else None
-        self._unheeded = self._skipping if self._torch is None or not self._torch.enabled else None
+        self._unheeded = self._skipping if self._through is None else None
         self._record.add(info)
         return info
 

@@ -30,6 +30,16 @@ class InOrder:
     _unheeded: ClipInfo | None
     """The same, until somebody has asked."""
 
+    @property
+    def _through(self) -> GradScalerDoor | None:
+        """The GradScaler that steps and updates, where there is one and it is enabled."""
+        return self._torch if self._torch is not None and self._torch.enabled else None
+
+    @property
+    def _scales(self) -> bool:
+        """Whether the loss is scaled."""
+        return isinstance(self.loss_scaler, LossScaler) or self._through is not None
+
     def _dirty(self) -> bool:
         """Whether a bound parameter has a gradient that is not as it was left."""
         bound = {} if self.params is None else self.params.gradients()
@@ -58,10 +68,9 @@ class InOrder:
 
     def _refuse_left(self, asked: str, grads: Iterable[Any]) -> None:
         """Bound gradients that are as the last step left them, whatever was scaled since."""
-        scales = isinstance(self.loss_scaler, LossScaler) or (self._torch is not None and self._torch.enabled)
         there = [grad for grad in grads if grad is not None]
         # A CUDA graph writes without telling the version counters.
-        if scales and there and all(self._left.has(grad) and grad.device.type == "cpu" for grad in there):
+        if self._scales and there and all(self._left.has(grad) and grad.device.type == "cpu" for grad in there):
             raise GradClipError(
                 asked,
                 "these gradients have been unscaled already, and nothing was added to them since",
@@ -84,8 +93,7 @@ class InOrder:
     def check_step(self, optimizer: Any, *, closure: bool) -> None:
         """What a bound torch optimizer asks before it steps. Nothing has been changed then."""
         scaler = self.loss_scaler
-        scales = scaler is not None and (self._torch is None or self._torch.enabled)
-        if closure and scales:
+        if closure and self._scales:
             raise GradClipError(
                 "optimizer.step(closure)",
                 "a closure runs backward inside the step, where nothing can be skipped",
@@ -94,7 +102,7 @@ class InOrder:
         if isinstance(scaler, LossScaler):
             scaled = scaler.taken != self._clean and self._dirty()
         else:
-            scaled = self._torch is not None and self._torch.holds_scaled(optimizer) and self._dirty()
+            scaled = self._through is not None and self._through.holds_scaled(optimizer) and self._dirty()
         if scaled:
             raise GradClipError(
                 "optimizer.step",

@@ -40,14 +40,10 @@ class GradScalerDoor:
 
     def holds_scaled(self, optimizer: Any) -> bool:
         """Whether new gradients of this optimizer's would be scaled, and its record says that nobody unscaled them."""
-        if not self.enabled or self._scaler._scale is None:
+        if self._scaler._scale is None:
             return False
         ready = sys.modules["torch"].amp.grad_scaler.OptState.READY
         return bool(self._record("optimizer.step", optimizer)["stage"] is ready)
-
-    def get_scale(self) -> float:
-        """Its scale."""
-        return float(self._scaler.get_scale())
 
     def open(self, asked: str, optimizer: Any) -> Any:
         """The scale that this optimizer's gradients have, on whatever device it is; refused where it is used up."""

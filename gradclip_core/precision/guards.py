@@ -33,9 +33,8 @@ class Table:
     @classmethod
     def of(cls, buffers: Sequence[Buffer]) -> Table:
         """The segments of these buffers."""
-        rows = [buffer.rows for buffer in buffers]
-        dtypes = [buffer.dtype for buffer in buffers for _ in range(buffer.rows)]
-        return cls(buffers, dtypes, np.repeat(np.arange(len(buffers)), rows))
+        owners = np.repeat(np.arange(len(buffers)), [buffer.rows for buffer in buffers])
+        return cls(buffers, [buffers[i].dtype for i in owners.tolist()], owners)
 
 
 def underflows(backend: Backend, buffers: Sequence[Buffer], actions: Actions) -> int:
