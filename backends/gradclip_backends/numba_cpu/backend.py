@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from gradclip_backends.numba_cpu import carries, kernels, pool
 from gradclip_backends.numba_cpu.elements import TAGS, code_tag
+from gradclip_backends.numba_cpu.lines import LANES, LINE
 from gradclip_core.protocol import (
     DTYPES,
     FLOAT64,
@@ -117,9 +119,11 @@ class NumbaCpuBackend:
         sums, found = np.empty(table.blocks), np.zeros((table.blocks, 4))
 
         def work(start: int, stop: int) -> None:
+            lanes, codes = _scratch.arrays(zero.dtype)
             kernels.measure_range(
                 tag, dtype.itemsize, zero, infinity, dtype.largest, table.pointers, table.lengths, table.first,
-                float(what.power), exponents, units, what.sanitize, lows, highs, careful, start, stop, sums, found,
+                float(what.power), exponents, units, what.sanitize, lows, highs, careful, start, stop,
+                lanes, codes, sums, found,
             )  # fmt: skip
 
         with np.errstate(all="ignore"):  # for the kernels as plain Python
@@ -176,8 +180,27 @@ class NumbaCpuBackend:
 
         if source.blocks:
             with np.errstate(all="ignore"):
-                pool.run(work, source.blocks, source.bytes)
+                pool.run(work, source.blocks, source.bytes, backwards=True)
 
+
+class _Scratch(threading.local):
+    """Memory that the kernels of a thread add in: the lanes, and a line for the largest codes.
+
+    Both start where a cache line does: a vector across two lines is twice as slow to store and load again.
+    """
+
+    def __init__(self) -> None:
+        memory = np.empty(LANES * 8 + 2 * LINE, np.uint8)
+        aligned = memory[-memory.ctypes.data % LINE :]
+        self._lanes = aligned[: LANES * 8].view(np.float64)
+        self._line = aligned[LANES * 8 :][:LINE]
+
+    def arrays(self, code: np.dtype[Any]) -> tuple[FloatArray, npt.NDArray[Any]]:
+        """256 lanes, and a line of ``code``."""
+        return self._lanes, self._line.view(code)
+
+
+_scratch = _Scratch()
 
 _FIRST_BEYOND = {
     "bfloat16": 0x7F80,

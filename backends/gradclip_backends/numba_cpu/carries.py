@@ -12,7 +12,8 @@ import numpy as np
 
 from gradclip_backends.numba_cpu.elements import view, widen
 from gradclip_backends.numba_cpu.jit import jit
-from gradclip_backends.numba_cpu.kernels import BLOCK, LANES, find_segment
+from gradclip_backends.numba_cpu.kernels import BLOCK, find_segment
+from gradclip_backends.numba_cpu.lines import LANES
 
 
 @jit

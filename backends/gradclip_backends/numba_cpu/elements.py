@@ -208,13 +208,11 @@ def _double_to_odd_float(context: Any, x: Any) -> Any:
         b = builder
         nearest = b.fptrunc(args[0], _F32)
         back = b.fpext(nearest, ir.DoubleType())
-        bits = b.bitcast(nearest, _I32)
-        magnitude, wide = (b.and_(b.bitcast(v, _I64), _I64((1 << 63) - 1)) for v in (back, args[0]))
-        over = b.zext(b.icmp_unsigned(">", magnitude, wide), _I32)
-        inexact = b.zext(b.icmp_unsigned("!=", magnitude, wide), _I32)
-        odd = b.or_(b.sub(bits, over), inexact)
-        finite = b.icmp_unsigned("<", wide, _I64(0x7FF << 52))
-        return b.bitcast(b.select(finite, odd, bits), _F32)
+        magnitude = b.module.declare_intrinsic("llvm.fabs", [ir.DoubleType()])
+        over = b.fcmp_ordered(">", b.call(magnitude, [back]), b.call(magnitude, args))
+        inexact = b.fcmp_ordered("!=", back, args[0])  # not for NaN
+        bits = b.sub(b.bitcast(nearest, _I32), b.zext(over, _I32))
+        return b.bitcast(b.or_(bits, b.zext(inexact, _I32)), _F32)
 
     return types.float32(types.float64), generate
 

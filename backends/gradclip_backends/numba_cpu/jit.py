@@ -26,17 +26,21 @@ def jit(function: Function) -> Function:
     return compiled
 
 
+def bare(function: Function) -> Function:
+    """The same function without annotations, which what an overload returns must not have."""
+    function.__annotations__ = {}
+    return function
+
+
 def intrinsic(function: Callable[..., Any]) -> Any:
     """``numba.extending.intrinsic``, which cannot read annotations."""
-    function.__annotations__ = {}
-    return numba.extending.intrinsic(function)
+    return numba.extending.intrinsic(bare(function))
 
 
 def overload(replaced: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
     """``numba.extending.overload``, which cannot read annotations."""
 
     def decorate(function: Callable[..., Any]) -> Any:
-        function.__annotations__ = {}
-        return numba.extending.overload(replaced)(function)
+        return numba.extending.overload(replaced)(bare(function))
 
     return decorate

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from gradclip_backends.numba_cpu.elements import decode, larger_code, narrow, view, widen
+from gradclip_backends.numba_cpu.elements import decode, narrow, view, widen
 from gradclip_backends.numba_cpu.jit import jit
+from gradclip_backends.numba_cpu.lines import LANES, add_row, add_some
 
-LANES = 256
 BLOCK = 4096
 
 
@@ -50,60 +50,18 @@ def fold(lanes: Any) -> Any:
 
 
 @jit
-def term(x: Any, square: Any) -> Any:
-    """x² or abs(x), in float64."""
-    v = np.float64(widen(x))
-    return v * v if square else abs(v)
-
-
-@jit
-def sum_full(x: Any, square: Any, lanes: Any) -> Any:
-    """The sum over a full block. The 16 rows are written out: all of a lane's sum stays in registers."""
-    for k in range(LANES):
-        s = term(x[k], square) + term(x[k + 256], square)
-        s += term(x[k + 512], square)
-        s += term(x[k + 768], square)
-        s += term(x[k + 1024], square)
-        s += term(x[k + 1280], square)
-        s += term(x[k + 1536], square)
-        s += term(x[k + 1792], square)
-        s += term(x[k + 2048], square)
-        s += term(x[k + 2304], square)
-        s += term(x[k + 2560], square)
-        s += term(x[k + 2816], square)
-        s += term(x[k + 3072], square)
-        s += term(x[k + 3328], square)
-        s += term(x[k + 3584], square)
-        s += term(x[k + 3840], square)
-        lanes[k] = s
-    return fold(lanes)
-
-
-@jit
-def sum_partial(x: Any, n: Any, square: Any, lanes: Any) -> Any:
-    """The sum over the first ``n`` < 4096 elements of a block; what is missing counts as zeros."""
-    if n == 1:
-        return term(x[0], square)
+def sum_block(address: Any, n: Any, itemsize: Any, square: Any, lanes: Any, codes: Any, tag: Any, zero: Any) -> Any:
+    """The sum over a block of ``n`` elements, what is missing counting as zeros; ``codes`` gets the largest codes."""
     for k in range(LANES):
         lanes[k] = 0.0
-    for row in range((n + LANES - 1) // LANES):
-        start = row * LANES
-        for k in range(min(LANES, n - start)):
-            lanes[k] += term(x[start + k], square)
+    rows = n // LANES
+    for row in range(rows):
+        add_row(address + np.uint64(row * LANES * itemsize), lanes, codes, square, tag)
+    left = n - rows * LANES
+    if left:
+        rest = address + np.uint64(rows * LANES * itemsize)
+        add_some(view(rest, left, tag), view(rest, left, zero), left, lanes, codes, square)
     return fold(lanes)
-
-
-@jit
-def largest_code(codes: Any, n: Any, zero: Any) -> Any:
-    """The largest magnitude among the first ``n`` elements, as its bits."""
-    largest = zero
-    if n == BLOCK:
-        for k in range(BLOCK):
-            largest = larger_code(largest, codes[k])
-    else:
-        for k in range(n):
-            largest = larger_code(largest, codes[k])
-    return largest
 
 
 @jit
@@ -170,11 +128,15 @@ def measure_range(
     careful: Any,
     start: Any,
     stop: Any,
+    lanes: Any,
+    codes: Any,
     sums: Any,
     found: Any,
 ) -> Any:
-    """Fill ``sums[block]`` and ``found[block]`` (largest, infs, nans, outside) for a range of blocks."""
-    lanes = np.empty(LANES)
+    """Fill ``sums[block]`` and ``found[block]`` (largest, infs, nans, outside) for a range of blocks.
+
+    ``lanes`` and ``codes`` are scratch memory: 256 float64, and ``LINE`` bytes of ``zero``'s type.
+    """
     square = power == 2.0
     s = find_segment(first, start)
     for block in range(start, stop):
@@ -183,16 +145,16 @@ def measure_range(
         done = (block - first[s]) * BLOCK
         n = min(BLOCK, lengths[s] - done)
         address = pointers[s] + np.uint64(done * itemsize)
-        x = view(address, n, tag)
         if not careful:
-            code = largest_code(view(address, n, zero), n, zero)
+            for k in range(codes.size):
+                codes[k] = zero
+            total = sum_block(address, n, itemsize, square, lanes, codes, tag, zero)
+            code = codes.max()
             if code < infinity:
                 found[block, 0] = widen(decode(code, tag))
-                if n == BLOCK:
-                    sums[block] = sum_full(x, square, lanes)
-                else:
-                    sums[block] = sum_partial(x, n, square, lanes)
+                sums[block] = total
                 continue
+        x = view(address, n, tag)
         sums[block] = measure_careful(
             x, n, power, exponents[s], units[s], sanitize, lows[s], highs[s], top, lanes, found[block]
         )
@@ -265,8 +227,12 @@ def scale_block_in_place(
     x: Any, n: Any, factor: Any, fine: Any, low: Any, high: Any, top: Any, sanitize: Any, tag: Any
 ) -> Any:
     """In place: one pointer, or the compiler must assume that two overlap, and does not vectorise."""
-    for i in range(n):
-        x[i] = narrow(write_value(widen(x[i]), factor, fine, low, high, top, sanitize), tag)
+    if fine == 1.0 and low == -math.inf and high == math.inf and not sanitize:  # nearly always: the product alone
+        for i in range(n):
+            x[i] = narrow(widen(x[i]) * factor, tag)
+    else:
+        for i in range(n):
+            x[i] = narrow(write_value(widen(x[i]), factor, fine, low, high, top, sanitize), tag)
 
 
 @jit

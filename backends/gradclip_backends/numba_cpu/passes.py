@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gradclip_backends.numba_cpu import form_kernels, pool, tally_kernels
+from gradclip_backends.numba_cpu import fit_kernels, form_kernels, pool, tally_kernels
 from gradclip_backends.numba_cpu.backend import Table, tables
 from gradclip_backends.numba_cpu.elements import TAGS
 from gradclip_backends.numba_cpu.kernels import BLOCK
@@ -62,6 +62,10 @@ class NumbaPasses:
         if out is not None:
             (beneath,) = tables(out)
             targets, y_dtype = beneath.pointers, beneath.dtype
+        a, b, c = form.a[pick], form.b[pick], form.c[pick]
+        if form.kind == "fit" and out is not None and not moments and reading == Reading():
+            _fit(table, beneath, a, b, c)
+            return
         companions, w_dtype = none, FLOAT64
         if form.companions:
             (beside,) = tables([form.companions[i] for i in group])
@@ -73,7 +77,6 @@ class NumbaPasses:
             values = tables(owned)[0].pointers
         codes = np.array([list(MOMENTS).index(name) for name in moments], np.int64)
         kind = list(FORMS).index(form.kind)
-        a, b, c = form.a[pick], form.b[pick], form.c[pick]
         blocks = np.zeros((codes.size, table.blocks))
 
         def work(start: int, stop: int) -> None:
@@ -142,6 +145,20 @@ class NumbaPasses:
         none = np.zeros(0)
         values, sums = (np.concatenate([none, *(part[column] for part in found)]) for column in (3, 4))
         return Gathered(values, sum(int(part[2]) for part in found), sums)
+
+
+def _fit(source: Table, target: Table, factors: FloatArray, lows: FloatArray, highs: FloatArray) -> None:
+    """Form "fit" where nothing but the result is wanted."""
+
+    def work(start: int, stop: int) -> None:
+        fit_kernels.fit_range(
+            TAGS[source.dtype], source.dtype.itemsize, TAGS[target.dtype], target.dtype.itemsize,
+            source.pointers, target.pointers, source.lengths, source.first, factors, lows, highs, start, stop,
+        )  # fmt: skip
+
+    if source.blocks:
+        with np.errstate(all="ignore"):
+            pool.run(work, source.blocks, source.bytes, backwards=True)
 
 
 def _alike(buffers: Sequence[Buffer], companions: Sequence[Buffer], targets: Sequence[Buffer]) -> list[list[int]]:

@@ -6,7 +6,6 @@ holds up delays nobody; which thread takes which chunk changes no bit of the res
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -35,17 +34,17 @@ def threads() -> int:
         return os.cpu_count() or 1
 
 
-def run(work: Callable[[int, int], None], blocks: int, bytes_: int) -> None:
-    """Call ``work(start, stop)`` over chunks that together are ``range(blocks)``."""
+def run(work: Callable[[int, int], None], blocks: int, bytes_: int, *, backwards: bool = False) -> None:
+    """Call ``work(start, stop)`` over chunks of ``range(blocks)``, all of them; ``backwards``: the last one first."""
     count = threads()
     if count == 1 or bytes_ < SMALLEST_SHARED_BYTES:
         work(0, blocks)
         return
     step = max(1, -(-blocks // (count * CHUNKS_PER_THREAD)))
-    chunks = itertools.count(0, step)  # next() on it is atomic under the GIL
+    chunks = iter(range(0, blocks, step)[:: -1 if backwards else 1])  # next() on it is atomic under the GIL
 
     def take() -> None:
-        while (start := next(chunks)) < blocks:
+        for start in chunks:
             work(start, min(start + step, blocks))
 
     helpers = _submit(take, count - 1)

@@ -44,17 +44,18 @@ E4M3FN = Format(8, 3, 7, 0x7F, 0x7F)
 E5M2 = Format(8, 2, 15, 0x7C, 0x7E)
 
 
-def _has_f16c() -> bool:
-    """Whether LLVM may emit half-precision conversions; without F16C it calls a missing function."""
+def _has(feature: str) -> bool:
+    """Whether LLVM may emit the processor's instructions of this name; without them it calls a function."""
     if binding.get_host_cpu_features and numba.config.CPU_FEATURES is not None:
-        return "+f16c" in numba.config.CPU_FEATURES
+        return f"+{feature}" in numba.config.CPU_FEATURES
     if numba.config.CPU_NAME not in (None, "", "host"):
         return False
-    features = dict(binding.get_host_cpu_features())
-    return bool(features.get("f16c", False))
+    return bool(dict(binding.get_host_cpu_features()).get(feature, False))
 
 
-F16C = _has_f16c()
+F16C = _has("f16c")
+"""Half-precision conversions. The function that LLVM calls without them is nowhere."""
+FMA = _has("fma")
 
 
 # ---- widen --------------------------------------------------------------------------------------
