@@ -6,6 +6,9 @@
 5.0
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from gradclip_core.adaptive import adaptive_clip, adaptive_clip_
 from gradclip_core.amp.clipper import Clipper
 from gradclip_core.amp.scaler import LossScaler, LossScaleWarning
@@ -43,7 +46,18 @@ from gradclip_core.projections import clip_by_projection, clip_by_projection_
 from gradclip_core.rules import ArrayNorm, Chain, GlobalNorm, GroupNorm, Value
 from gradclip_core.unitwise import UnitNorm
 
+if TYPE_CHECKING:
+    from gradclip_core import optim as optim
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # ``gc.optim`` is imported when somebody asks: most programs bring an optimizer of their own.
+    if name != "optim":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module("gradclip_core.optim")
+
 
 __all__ = [
     "ArrayNorm",

@@ -282,6 +282,7 @@ class NumpyBackend:
 
     name = "numpy"
     projections = "gradclip_core.reference_forms:PASSES"
+    optimizers = "gradclip_core.optim.reference:UPDATES_IN_NUMPY"
 
     def not_supported_reasons(self, request: Request) -> list[str]:
         """Host memory of all storage types, on little-endian machines."""
