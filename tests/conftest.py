@@ -30,7 +30,9 @@ def pytest_make_collect_report(
     return report
 
 
-@pytest.fixture(params=["numpy", pytest.param("numba_cpu", marks=pytest.mark.jit)])
+@pytest.fixture(
+    params=[pytest.param("numpy", marks=pytest.mark.numpy_backend), pytest.param("numba_cpu", marks=pytest.mark.jit)]
+)
 def backend(request: pytest.FixtureRequest) -> str:
     name = str(request.param)
     if name == "numba_cpu":
