@@ -7,70 +7,76 @@ Each side has gradients of its own; each step unscales by 2, so that each has th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import gradclip_core as gc
-from benchmarks.bench_clip import timed_rows
-from benchmarks.harness import ReadLimit, append, interleaved
-from benchmarks.shapes import gpt2
+from benchmarks.harness import Settings
+from benchmarks.shapes import Shapes, gpt2
+from gradclip_core.cli.bench_limits import Memory
+from gradclip_core.cli.bench_timing import LIMIT, OURS, Call, Case, Prepared
+from gradclip_core.cli.bench_works import Gradients, gradients
 
-Call = Callable[[], object]
-
-
-def run(repeats: int = 21, threads: int = 2) -> None:
-    """Time, print, and append to ``results/amp.csv``."""
-    import torch
-
-    torch.set_num_threads(threads)
-    shapes = gpt2()
-    stored = 4 * sum(int(torch.Size(shape).numel()) for shape in shapes)
-    limit: dict[str, Call] = {"read limit": ReadLimit(stored, threads)}
-    rows = []
-    for data, calls in (("float32", unscaling(torch, shapes)), ("converted", converting(torch, shapes))):
-        rows += timed_rows(torch, data, stored, threads, interleaved({**limit, **calls}, repeats))
-    print(f"appended to {append('amp', rows)}")
+STEPS = (("scale 1 unclipped", 1.0), ("scale 2 unclipped", 2.0), ("scale 2 clipped", 2.0))
 
 
-def parameters(torch: Any, shapes: list[tuple[int, ...]], dtype: Any) -> list[Any]:
-    """Parameters with gradients, the same for everybody."""
-    generator = torch.Generator().manual_seed(0)
-    params = [torch.nn.Parameter(torch.empty(shape, dtype=dtype)) for shape in shapes]
-    for param in params:
-        param.grad = (torch.randn(param.shape, generator=generator) * 2.0**-4).to(dtype)
-    return params
+def cases(settings: Settings) -> list[Case]:
+    """Steps of mixed precision, and conversions that clip on the way."""
+    torch = settings.peers.torch
+    if torch is None:
+        return []
+    shapes = gpt2(width=64) if settings.quick else gpt2()
+    made = [
+        (f"mixed precision, {what}", "float32", partial(unscaling, torch, shapes, settings.threads, what, scale))
+        for what, scale in STEPS
+    ]
+    made += [
+        ("mixed precision, clip and convert", f"float32 to {name}", partial(down_to, torch, shapes, name))
+        for name in ("bfloat16", "float16")
+    ]
+    made.append(
+        (
+            "mixed precision, clip and convert",
+            "float16 to float32 masters",
+            partial(up_to_masters, torch, shapes),
+        )
+    )
+    return [Case("amp", work, f"GPT-2 124M, {data}", prepare, settings.rounds) for work, data, prepare in made]
 
 
-def unscaling(torch: Any, shapes: list[tuple[int, ...]]) -> dict[str, Call]:
+def unscaling(torch: Any, shapes: Shapes, threads: int, what: str, scale: float) -> Prepared:
     """Unscale, look for infinities, clip, update the scale: ours in one call."""
-    calls: dict[str, Call] = {}
-    for what, scale in (("scale 1, unclipped", 1.0), ("scale 2, unclipped", 2.0), ("scale 2, clipped", 2.0)):
-        ours, theirs = (parameters(torch, shapes, torch.float32) for _ in range(2))
-        norm = gc.global_norm([p.grad for p in ours])
-        bounds = (itertools.repeat(1e6), itertools.repeat(1e6))
-        if what.endswith(", clipped"):
-            # Each step is to clip: a bound 1 % under the last, and half as large gradients.
-            bounds = tuple((norm * 0.495**step for step in itertools.count(1)) for _ in range(2))  # type: ignore[assignment]
-        calls[f"ours, {what}"] = _ours(torch, ours, scale, bounds[0])
-        calls[f"torch, {what}"] = _theirs(torch, theirs, scale, bounds[1])
-    return calls
+    ours, theirs = gradients(shapes, "float32", torch), gradients(shapes, "float32", torch)
+    bounds = [itertools.repeat(1e6), itertools.repeat(1e6)]
+    if what.endswith(" clipped"):
+        # Each step is to clip: a bound 1 % under the last, and half as large gradients.
+        norm = gc.global_norm(ours.arrays)
+        bounds = [(norm * 0.495**step for step in itertools.count(1)) for _ in range(2)]  # type: ignore[misc]
+    memory = Memory(ours.nbytes, threads)
+    writes = scale != 1
+    calls: dict[str, Call] = {
+        LIMIT: memory.read_then_scale if writes else memory.read,
+        OURS: _ours(torch, ours, scale, bounds[0]),
+        "torch": _theirs(torch, theirs.params, scale, bounds[1]),
+    }
+    return Prepared(calls, len(shapes), (3 if writes else 1) * ours.nbytes)
 
 
-def _ours(torch: Any, params: list[Any], scale: float, bounds: Any) -> Call:
-    grads = [p.grad for p in params]
+def _ours(torch: Any, grads: Gradients, scale: float, bounds: Iterator[float]) -> Call:
     scaler = gc.LossScaler.static(scale)
-    clipper = gc.Clipper(gc.GlobalNorm(1.0), scaler, params=params)
+    clipper = gc.Clipper(gc.GlobalNorm(1.0), scaler, params=grads.params)
 
     def call() -> object:
         clipper.rule = gc.GlobalNorm(next(bounds))
         scaler.take_scale()
-        torch.autograd.graph.increment_version(grads)  # as backward does: the Clipper would know them again
+        torch.autograd.graph.increment_version(grads.arrays)  # as backward does: the Clipper would know them again
         return clipper.step_()
 
     return call
 
 
-def _theirs(torch: Any, params: list[Any], scale: float, bounds: Any) -> Call:
+def _theirs(torch: Any, params: list[Any], scale: float, bounds: Iterator[float]) -> Call:
     optimizer = torch.optim.SGD(params)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**9)
     scaler.scale(torch.ones(()))
@@ -84,37 +90,38 @@ def _theirs(torch: Any, params: list[Any], scale: float, bounds: Any) -> Call:
     return call
 
 
-def converting(torch: Any, shapes: list[tuple[int, ...]]) -> dict[str, Call]:
-    """Clip float32 and write 16 bits; unscale and clip float16, and write float32 masters."""
-    calls: dict[str, Call] = {}
-    single = parameters(torch, shapes, torch.float32)
-    theirs = parameters(torch, shapes, torch.float32)
-    norm = gc.global_norm([p.grad for p in single])
-    for name in ("bfloat16", "float16"):
-        dtype = getattr(torch, name)
-        grads = [p.grad for p in single]
-        down = (norm * 0.99**step for step in itertools.count(1))
-        calls[f"ours, float32 to {name}, clipped"] = lambda g=grads, n=name: gc.to_half(  # type: ignore[misc]
-            g, n, gc.GlobalNorm(0.9 * norm)
-        )
+def down_to(torch: Any, shapes: Shapes, name: str) -> Prepared:
+    """Clip float32 and write 16 bits. Theirs writes the clipped float32 too, so it needs bounds that shrink."""
+    ours, theirs = gradients(shapes, "float32", torch), gradients(shapes, "float32", torch)
+    norm, dtype = gc.global_norm(ours.arrays), getattr(torch, name)
+    bounds = (norm * 0.99**step for step in itertools.count(1))
 
-        def clip_and_convert(dtype: Any = dtype, down: Any = down) -> object:
-            torch.nn.utils.clip_grad_norm_(theirs, next(down))
-            return [p.grad.to(dtype) for p in theirs]
+    def clip_and_convert() -> object:
+        torch.nn.utils.clip_grad_norm_(theirs.params, next(bounds))
+        return [grad.to(dtype) for grad in theirs.arrays]
 
-        calls[f"torch, float32 to {name}, clipped"] = clip_and_convert
-    half = [p.grad for p in parameters(torch, shapes, torch.float16)]
+    calls: dict[str, Call] = {
+        OURS: lambda: gc.to_half(ours.arrays, name, gc.GlobalNorm(0.9 * norm)),
+        "torch": clip_and_convert,
+    }
+    return Prepared(calls, len(shapes), 5 * ours.nbytes // 2)
+
+
+def up_to_masters(torch: Any, shapes: Shapes) -> Prepared:
+    """Unscale and clip float16, and write float32 masters."""
+    half = gradients(shapes, "float16", torch)
+    norm = gc.global_norm(half.arrays)
     masters = [torch.empty(shape) for shape in shapes]
-    calls["ours, float16 to float32 masters"] = lambda: gc.clip(
-        half, gc.GlobalNorm(0.1 * norm), out=masters, loss_scale=2.0
-    )
 
     def unscale_masters() -> object:
-        torch._foreach_copy_(masters, half)
+        torch._foreach_copy_(masters, half.arrays)
         torch._foreach_mul_(masters, 0.5)
         total = torch.nn.utils.get_total_norm(masters, error_if_nonfinite=True)
         torch._foreach_mul_(masters, (0.1 * norm / (total + 1e-6)).clamp(max=1.0))
         return masters
 
-    calls["torch, float16 to float32 masters"] = unscale_masters
-    return calls
+    calls: dict[str, Call] = {
+        OURS: lambda: gc.clip(half.arrays, gc.GlobalNorm(0.1 * norm), out=masters, loss_scale=2.0),
+        "torch": unscale_masters,
+    }
+    return Prepared(calls, len(shapes), 4 * half.nbytes)

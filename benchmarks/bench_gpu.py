@@ -8,7 +8,6 @@ is no device.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import itertools
 import sys
@@ -22,6 +21,8 @@ import gradclip_core as gc
 from benchmarks.harness import append
 from benchmarks.shapes import gpt2
 from gradclip_core import registry
+from gradclip_core.cli.bench_timing import Row, duration
+from gradclip_core.cli.console import table
 from gradclip_core.protocol import Request
 
 Calls = dict[str, Callable[[], object]]
@@ -34,44 +35,41 @@ WARM_UP = 5
 PAUSE = 60_000_000
 """Clock cycles, some 30 ms: more than any of the calls takes the host."""
 TIMES = ("queued behind other work", "alone", "the host")
-SHOWN = (
-    "{gradients:6} {dtype:9} {what:32} {us_median:>9} us {gradient_GB_per_s:>7} GB/s of gradient, "
-    "alone {us_alone:>9} us, host {us_host:>9} us"
-)
+COLUMNS = ("gradients", "what", "median", "GB/s of gradient")
 
 
 def run() -> None:
     """Time, print, and append to ``results/gpu.csv``."""
     torch = _torch_with_device()
-    context = _context(torch)
-    rows = []
+    rows: list[Row] = []
     for name, shapes, dtypes in CASES:
         for dtype in dtypes:
             params = [torch.nn.Parameter(torch.empty(s, dtype=getattr(torch, dtype), device="cuda")) for s in shapes]
             for param in params:
                 param.grad = (torch.randn(param.shape, device="cuda") * 1e-2).to(param.dtype)
             stored = sum(param.nbytes for param in params)
-            for what, times in timed(torch, calls(torch, params)).items():
-                case = {"gradients": name, "dtype": dtype, "what": what}
-                rows.append({**context, **case, **_figures(times, stored)})
-                print(SHOWN.format(**rows[-1]))
+            made = rows_of(f"{name}, {dtype}", len(params), stored, timed(torch, calls(torch, params)))
+            table("", COLUMNS, COLUMNS[2:], [_shown(row) for row in made])
+            rows += made
             del params
-    print(f"appended to {append('gpu', rows)}")
+    machine, packages = _context(torch)
+    print(f"appended to {append('gpu', rows, machine=machine, packages=packages)}")
 
 
-def _figures(times: Any, stored: int) -> dict[str, str]:
-    """``times`` has a column for each of ``TIMES``, in seconds."""
-    low, middle, high, worst = (1e6 * q for q in np.quantile(times[:, 0], [0.25, 0.5, 0.75, 0.95]))
-    alone, host = 1e6 * np.median(times[:, 1:], axis=0)
-    return {
-        "us_q25": f"{low:.1f}",
-        "us_median": f"{middle:.1f}",
-        "us_q75": f"{high:.1f}",
-        "us_q95": f"{worst:.1f}",
-        "us_alone": f"{alone:.1f}",
-        "us_host": f"{host:.1f}",
-        "gradient_GB_per_s": f"{stored / middle / 1e3:.1f}",
-    }
+def rows_of(data: str, arrays: int, stored: int, seconds: dict[str, Any]) -> list[Row]:
+    """A row for each call and each of its ``TIMES``; ``stored`` counts the gradients once, whatever is read of them."""
+    made = []
+    for what, times in seconds.items():
+        who, _, step = what.partition(", ")
+        for column, time_of in enumerate(TIMES):
+            low, middle, high = (1e3 * q for q in np.quantile(times[:, column], [0.25, 0.5, 0.75]))
+            work = f"{step or 'everything'}, {time_of}"
+            made.append(Row("gpu", work, data, who, arrays, stored, 1, len(times), low, middle, high))
+    return made
+
+
+def _shown(row: Row) -> tuple[str, ...]:
+    return row.data, f"{row.who}: {row.work}", duration(row.ms_median), f"{row.gigabytes_per_second:.1f}"
 
 
 def timed(torch: Any, these: Calls, repeats: int = REPEATS) -> dict[str, Any]:
@@ -171,18 +169,12 @@ def _transformer_engine(torch: Any, grads: list[Any]) -> Callable[[float], objec
     return clip
 
 
-def _context(torch: Any) -> dict[str, str]:
-    """The device, its driver, and the versions of everybody."""
+def _context(torch: Any) -> tuple[str, list[str]]:
+    """The device with its driver; and the packages whose versions count."""
     properties = torch.cuda.get_device_properties(0)
-    found = {
-        "gpu": f"{properties.name}, {properties.multi_processor_count} SM, {properties.total_memory / 2**30:.0f} GiB",
-        "driver": _driver(),
-        "cuda": str(torch.version.cuda),
-        "torch": str(torch.__version__),
-    }
-    for package in ("cupy", "numba_cuda", "apex", "transformer_engine"):
-        found[package] = _version(package)
-    return found
+    gpu = f"{properties.name}, {properties.multi_processor_count} SM, {properties.total_memory / 2**30:.0f} GiB"
+    packages = ["torch", "apex", "transformer-engine", "numba-cuda", "cupy-cuda12x", "cupy-cuda13x"]
+    return f"{gpu}, driver {_driver()}, CUDA {torch.version.cuda}", packages
 
 
 def _driver() -> str:
@@ -192,16 +184,6 @@ def _driver() -> str:
             words = file.readline().split()
         return next(word for word in words if word[0].isdigit() and "." in word)
     except (OSError, StopIteration):
-        return "unknown"
-
-
-def _version(package: str) -> str:
-    if importlib.util.find_spec(package) is None:
-        return ""
-    names = importlib.metadata.packages_distributions().get(package, [package])
-    try:
-        return importlib.metadata.version(names[0])
-    except importlib.metadata.PackageNotFoundError:
         return "unknown"
 
 

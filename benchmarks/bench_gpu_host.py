@@ -22,13 +22,14 @@ from gradclip_backends.gpu.driver import Allocation, Bytes, Queue
 from gradclip_backends.gpu.layout import INLINE_ROWS
 
 import gradclip_core as gc
-from benchmarks.harness import append, interleaved
+from benchmarks.harness import append
 from benchmarks.shapes import gpt2
 from gradclip_core import registry
+from gradclip_core.cli.bench_timing import OURS, Row, duration, timed
 
 HEADLINE = "no GPU: launches do nothing; this is the host's part alone"
 REPEATS = 101
-SHOWN = "{arrays:>5} arrays  {what:30} {us_median:>6} us a call {us_per_array:>6} us an array"
+SHOWN = "{:>5} arrays  {:30} {:>8} a call {:>8} an array"
 _FIRST_ADDRESS = 1 << 40
 _NAME = "no_device"
 
@@ -147,22 +148,13 @@ def run() -> None:
     with mock.patch.object(cupy.cuda, "get_current_stream", lambda device=-1: _DefaultStream):  # noqa: PT008
         for count, shapes in ((148, gpt2()), (1000, [(64,)] * 1000)):
             these = calls(cupy, shapes)
-            for what, seconds in interleaved(these, REPEATS).items():
-                low, middle, high = (1e6 * q for q in np.quantile(seconds, [0.25, 0.5, 0.75]))
-                row = {
-                    "cupy": cupy.__version__,
-                    "arrays": count,
-                    "what": what,
-                    "us_q25": f"{low:.0f}",
-                    "us_median": f"{middle:.0f}",
-                    "us_q75": f"{high:.0f}",
-                    "us_per_array": f"{middle / count:.2f}",
-                }
-                rows.append(row)
-                print(SHOWN.format(**row))
+            for what, seconds in timed(these, REPEATS).items():
+                low, middle, high = (1e3 * q for q in np.quantile(seconds, [0.25, 0.5, 0.75]))
+                rows.append(Row("gpu_host", what, f"{count} arrays", OURS, count, 0, 1, REPEATS, low, middle, high))
+                print(SHOWN.format(count, what, duration(middle), duration(middle / count)))
             print(f"where the first of them spends it, by cProfile, which itself slows calls:\n{spent(these)}")
     if "--save" in sys.argv[1:]:
-        print(f"appended to {append('gpu_host', rows)}")
+        print(f"appended to {append('gpu_host', rows, packages=('cupy-cuda12x', 'cupy-cuda13x'))}")
     else:
         print("not written; --save appends these figures to benchmarks/results/gpu_host.csv")
 

@@ -7,66 +7,82 @@ the sort of all rows that a peer would need. ``search`` counts and times the way
 
 from __future__ import annotations
 
-import importlib
 import os
-import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from gradclip_backends.numba_cpu.passes import PASSES
 
 import gradclip_core as gc
-from benchmarks.harness import ReadLimit, append, interleaved
+from benchmarks.harness import Settings
 from gradclip_core import sets
+from gradclip_core.cli.bench_limits import Memory
+from gradclip_core.cli.bench_machine import imported
+from gradclip_core.cli.bench_timing import LIMIT, OURS, Call, Case, Prepared, timed
 from gradclip_core.forms import Form, Reading
 from gradclip_core.protocol import FLOAT64, Buffer
 from gradclip_core.sets.threshold import find_threshold
 
 SIZES = (10**3, 10**4, 10**5, 10**6, 10**7)
 PEERS = ("jax", "optax", "jaxopt", "pyproximal")
+_MODULES = {"optax": "optax.projections"}
+Calls = Callable[[Any, float, dict[str, Any]], dict[str, Call]]
 SPECTRAL = ((64, 64), (256, 256), (1024, 256), (512, 512))
-Call = Callable[[], object]
 
 
-def run(threads: int = 2) -> None:
-    """Time, print, and append to ``results/projection.csv``."""
+def cases(settings: Settings) -> list[Case]:
+    """Balls and simplices of every size, a matrix by rows, and spectral balls."""
     peers = {name: module for name in PEERS if (module := _peer(name)) is not None}
-    sizes = (*SIZES, 10**8) if os.environ.get("GRADCLIP_BENCH_LARGE") == "1" else SIZES
-    versions = " ".join(f"{name} {version(name)}" for name in peers)
-    rng, rows = np.random.default_rng(0), []
+    sizes = SIZES[:3] if settings.quick else (*SIZES, 10**8) if settings.large else SIZES
+    made = []
     for n in sizes:
-        x = rng.standard_normal(n).astype(np.float32)
-        repeats = 21 if n < 10**7 else 7 if n == 10**7 else 3
-        for name, radius, calls in (
-            ("L1Ball", n / 1000, l1_calls(x, n / 1000, peers)),
-            ("Simplex", 1.0, simplex_calls(x, 1.0, peers)),
-        ):
-            limit: dict[str, Call] = {"read limit": ReadLimit(x.nbytes, threads), "copy": x.copy}
-            seconds = interleaved({**limit, **calls}, repeats)
-            rows += _rows(f"{name}({radius:g})", f"{n} float32", seconds, versions)
-    rows += _l1inf(rng, versions)
-    for shape in SPECTRAL:
-        x = rng.standard_normal(shape).astype(np.float32)
-        radius = float(np.linalg.norm(x, 2)) / 2
-        ways: dict[str, Call] = {
-            f"ours, {method}": _ours(x, sets.SpectralBall(radius, method)) for method in ("svd", "newton_schulz")
-        }
-        rows += _rows("SpectralBall(half)", f"{shape[0]}x{shape[1]} float32", interleaved(ways, 7), versions)
-    print(f"appended to {append('projection', rows)}")
+        rounds = min(settings.rounds, 21 if n < 10**7 else 7 if n == 10**7 else 3)
+        for name, radius, calls in (("L1Ball", n / 1000, l1_calls), ("Simplex", 1.0, simplex_calls)):
+            prepare = partial(_vector, n, settings.threads, calls, radius, peers)
+            made.append(Case("projection", f"{name}({radius:g})", f"{n} float32", prepare, rounds))
+    made.append(Case("projection", "L1InfBall", "2000x1000 float32", _l1inf, min(settings.rounds, 11)))
+    for shape in SPECTRAL[: 2 if settings.quick else None]:
+        data, rounds = f"{shape[0]}x{shape[1]} float32", min(settings.rounds, 7)
+        made.append(Case("projection", "SpectralBall(half)", data, partial(_spectral, shape), rounds))
+    return made
 
 
-def _l1inf(rng: np.random.Generator, versions: str) -> list[dict[str, Any]]:
-    x = rng.standard_normal((2000, 1000)).astype(np.float32)
+def missing() -> list[str]:
+    """A sentence for each peer that is not installed, or cannot be imported."""
+    return [why for name in PEERS if (why := imported(_MODULES.get(name, name))[1])]
+
+
+def _normal(*shape: int) -> Any:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def _vector(n: int, threads: int, calls: Calls, radius: float, peers: dict[str, Any]) -> Prepared:
+    x = _normal(n)
+    made: dict[str, Call] = {LIMIT: Memory(x.nbytes, threads).read, **calls(x, radius, peers), "copy": x.copy}
+    return Prepared(made, 1, x.nbytes)
+
+
+def _l1inf() -> Prepared:
+    x = _normal(2000, 1000)
     radius = float(np.abs(x).max(axis=1).sum()) / 10
     calls: dict[str, Call] = {
-        "ours": _ours(x, sets.L1InfBall(radius, axis=1)),
+        OURS: _ours(x, sets.L1InfBall(radius, axis=1)),
         "NumPy sort of rows": partial(np.sort, x, axis=1),
     }
-    return _rows(f"L1InfBall({radius:.0f})", "2000x1000 float32", interleaved(calls, 11), versions)
+    return Prepared(calls, 1, x.nbytes)
+
+
+def _spectral(shape: tuple[int, ...]) -> Prepared:
+    x = _normal(*shape)
+    radius = float(np.linalg.norm(x, 2)) / 2
+    calls: dict[str, Call] = {
+        OURS: _ours(x, sets.SpectralBall(radius, "svd")),
+        "gradclip, Newton-Schulz": _ours(x, sets.SpectralBall(radius, "newton_schulz")),
+    }
+    return Prepared(calls, 1, x.nbytes)
 
 
 def search() -> None:
@@ -80,7 +96,7 @@ def search() -> None:
             "histograms, exact": partial(find_threshold, PASSES, [buffer], Reading(), Fraction(total), signed=True),
             "sort and cumsum": partial(_sorted_threshold, x, total),
         }
-        for name, times in interleaved(ways, 7).items():
+        for name, times in timed(ways, 7).items():
             passes = f"{michelot(buffer, total)[1]} passes" if name.startswith("Michelot") else ""
             print(f"{data:10} {name:26} {1e3 * np.median(times):8.1f} ms {passes}")
 
@@ -118,14 +134,8 @@ def _sorted_threshold(x: Any, total: float) -> float:
 
 
 def _peer(name: str) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # jaxopt says that it is no longer maintained
-            os.environ.setdefault("CUPY_PYLOPS", "0")  # pyproximal's pylops fails on a CuPy without a device
-            return importlib.import_module("optax.projections" if name == "optax" else name)
-    except ImportError as error:
-        print(f"without {name}: {error}")
-        return None
+    os.environ.setdefault("CUPY_PYLOPS", "0")  # pyproximal's pylops fails on a CuPy without a device
+    return imported(_MODULES.get(name, name))[0]
 
 
 def _ours(x: Any, onto: sets.Set, **more: Any) -> Call:
@@ -155,9 +165,9 @@ def _on_jax(peers: dict[str, Any], x: Any, call: Callable[[Any], Any]) -> Call:
 
 def l1_calls(x: Any, radius: float, peers: dict[str, Any]) -> dict[str, Call]:
     """What is timed for the L1 ball, in turn."""
-    calls: dict[str, Call] = {"ours": _ours(x, sets.L1Ball(radius))}
+    calls: dict[str, Call] = {OURS: _ours(x, sets.L1Ball(radius))}
     if x.size <= 10**6:
-        calls["ours, NumPy alone"] = _ours(x, sets.L1Ball(radius), backend="numpy")
+        calls["gradclip, NumPy alone"] = _ours(x, sets.L1Ball(radius), backend="numpy")
     calls["NumPy sort"] = lambda: duchi_l1(x, radius)
     if "optax" in peers:
         calls["optax, jit"] = _on_jax(peers, x, lambda v: peers["optax"].projection_l1_ball(v, radius))
@@ -170,9 +180,9 @@ def l1_calls(x: Any, radius: float, peers: dict[str, Any]) -> dict[str, Call]:
 
 def simplex_calls(x: Any, total: float, peers: dict[str, Any]) -> dict[str, Call]:
     """What is timed for the simplex, in turn."""
-    calls: dict[str, Call] = {"ours": _ours(x, sets.Simplex(total))}
+    calls: dict[str, Call] = {OURS: _ours(x, sets.Simplex(total))}
     if x.size <= 10**6:
-        calls["ours, NumPy alone"] = _ours(x, sets.Simplex(total), backend="numpy")
+        calls["gradclip, NumPy alone"] = _ours(x, sets.Simplex(total), backend="numpy")
     calls["NumPy sort"] = lambda: duchi(x, total)
     if "optax" in peers:
         calls["optax, jit"] = _on_jax(peers, x, lambda v: peers["optax"].projection_simplex(v, total))
@@ -181,28 +191,3 @@ def simplex_calls(x: Any, total: float, peers: dict[str, Any]) -> dict[str, Call
     if "pyproximal" in peers and x.size <= 10**7:
         calls["pyproximal"] = partial(peers["pyproximal"].projection.SimplexProj(x.size, total), x)
     return calls
-
-
-def _rows(onto: str, data: str, seconds: dict[str, Any], versions: str) -> list[dict[str, Any]]:
-    first = next(name for name in seconds if name.startswith("ours"))
-    rows = []
-    for what, times in seconds.items():
-        low, middle, high = (1e3 * q for q in np.quantile(times, [0.25, 0.5, 0.75]))
-        ratios = np.quantile(times / seconds[first], [0.25, 0.5, 0.75])
-        rows.append(
-            {
-                "peers": versions,
-                "set": onto,
-                "data": data,
-                "what": what,
-                "ms_q25": f"{low:.4g}",
-                "ms_median": f"{middle:.4g}",
-                "ms_q75": f"{high:.4g}",
-                "times_ours_q25": f"{ratios[0]:.3g}",
-                "times_ours_median": f"{ratios[1]:.3g}",
-                "times_ours_q75": f"{ratios[2]:.3g}",
-            }
-        )
-        shown = "{set:18} {data:17} {what:19} {ms_median:>8} ms {times_ours_median:>6} x"
-        print((shown + " {times_ours_q25}..{times_ours_q75}").format(**rows[-1]))
-    return rows

@@ -1,85 +1,99 @@
-"""How everything is timed: interleaved, warmed up, with quantiles, beside the memory's limit."""
+"""What every benchmark shares: its settings, two processors, and where the figures go."""
 
 from __future__ import annotations
 
-import csv
-import datetime
 import os
-import platform
 import subprocess
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numba
-import numpy as np
+from gradclip_core.cli import bench_machine
+from gradclip_core.cli.bench_csv import Context, read, write
+from gradclip_core.cli.bench_timing import Row
+from gradclip_core.cli.bench_works import Frameworks
 
-RESULTS = Path(__file__).parent / "results"
-
-
-def interleaved(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, Any]:
-    """Seconds of each call, ``repeats`` times in turn, after one round that is not counted."""
-    seconds = np.empty((repeats, len(calls)))
-    for call in calls.values():
-        call()
-    for repeat in range(repeats):
-        for column, call in enumerate(calls.values()):
-            start = time.perf_counter()
-            call()
-            seconds[repeat, column] = time.perf_counter() - start
-    return {name: seconds[:, column] for column, name in enumerate(calls)}
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+ROUNDS = 21
 
 
-@numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-def _read(x: Any) -> Any:
-    """The simplest loop that reads memory: integers added up."""
-    total = np.uint64(0)
-    for i in range(x.size):
-        total += x[i]
-    return total
+@dataclass(frozen=True)
+class Settings:
+    """Of one run."""
+
+    peers: Frameworks
+    threads: int = 2
+    rounds: int = ROUNDS
+    quick: bool = False
+    """Small sizes and few rounds, to see that everything runs."""
+    large: bool = False
+    """The very large too: ``GRADCLIP_BENCH_LARGE=1``."""
+
+    @property
+    def torch(self) -> Frameworks:
+        """Without the others: where JAX would compile for minutes, or does nothing else than in float32."""
+        return Frameworks(torch=self.peers.torch)
+
+    def fits(self, bytes_: int) -> bool:
+        """Whether so many bytes can be taken, and some are left."""
+        return 1.2 * bytes_ < bench_machine.available_memory()
 
 
-class ReadLimit:
-    """Reads ``bytes_`` of memory with ``threads`` threads and does as little else as can be done."""
+def confine(threads: int, argv: Sequence[str]) -> None:
+    """Leave this process no more processors than ``threads``, and begin again: libraries count them when they load.
 
-    def __init__(self, bytes_: int, threads: int) -> None:
-        words = np.ones(bytes_ // 8, np.uint64)
-        self.parts = np.array_split(words, threads)
-        self.pool = ThreadPoolExecutor(threads)
+    JAX takes no number of threads at all, and NumPy's BLAS has started its own before a line of ours runs.
+    """
+    if not hasattr(os, "sched_setaffinity"):  # macOS, Windows: the variables alone
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        return
+    allowed = sorted(os.sched_getaffinity(0))
+    if len(allowed) > threads:
+        os.sched_setaffinity(0, allowed[:threads])
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks", *argv])
 
-    def __call__(self) -> object:
-        """One read of everything."""
-        return sum(int(total) for total in self.pool.map(_read, self.parts))
+
+def settle(threads: int, rounds: int | None, quick: bool) -> tuple[Settings, list[str]]:
+    """The settings of a run, and a sentence for each framework that is not there."""
+    os.environ["GRADCLIP_NUM_THREADS"] = str(threads)
+    peers, missing = bench_machine.frameworks(threads)
+    large = os.environ.get("GRADCLIP_BENCH_LARGE") == "1"
+    return Settings(peers, threads, rounds or (5 if quick else ROUNDS), quick, large), missing
 
 
-def append(name: str, rows: list[dict[str, Any]]) -> Path:
-    """Add rows to ``results/NAME.csv``, each with its machine, versions, commit and date."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True).stdout.strip()
-    context = {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit + ("+" if dirty else ""),
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "numba": numba.__version__,
-    }
+def append(name: str, rows: Sequence[Row], *, machine: str = "", packages: Sequence[str] = ()) -> Path:
+    """Add rows to ``results/NAME.csv``, each with its date, commit, machine and versions."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.csv"
     new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [*context, *rows[0]])
-        if new:
-            writer.writeheader()
-        writer.writerows({**context, **row} for row in rows)
+    context = Context.now(commit())
+    if machine:
+        context = replace(context, machine=f"{machine}, {context.machine}")
+    if packages:
+        context = replace(context, versions=bench_machine.versions(("numpy", "numba", *packages)))
+    with path.open("a", newline="", encoding="utf-8") as file:
+        write(file, context, rows, header=new)
     return path
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+def latest(folder: Path = RESULTS) -> list[tuple[Context, Row]]:
+    """Of everything that was ever timed, the last figures."""
+    found: dict[object, tuple[Context, Row]] = {}
+    for path in sorted(folder.glob("*.csv")):
+        for context, row in read(path):
+            found.pop((row.case, row.who), None)
+            found[row.case, row.who] = context, row
+    return list(found.values())
+
+
+def commit() -> str:
+    """The checkout's, with a plus where files differ from it."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=ROOT, check=False)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!benchmarks/figures")
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")

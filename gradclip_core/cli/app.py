@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import gradclip_core
-from gradclip_core.cli import check, clip, demo, info
+from gradclip_core.cli import bench, check, clip, demo, info
 from gradclip_core.cli.console import fail
 from gradclip_core.errors import GradClipError
 
@@ -24,7 +24,7 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_root)
-    for module in (demo, clip, info, check):
+    for module in (demo, clip, info, check, bench):
         app.command()(module.command)
         app.registered_commands[-1].name = module.__name__.rpartition(".")[2]
     return app

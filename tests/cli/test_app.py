@@ -21,13 +21,13 @@ def test_version() -> None:
 def test_help(args: tuple[str, ...]) -> None:
     result = run(*args)
     assert result.code == 0
-    for command in ("demo", "clip", "info", "check"):
+    for command in ("demo", "clip", "info", "check", "bench"):
         assert f"  {command} " in result.out
     assert "..." not in result.out.split("Commands:")[1]  # every sentence fits
     assert result.out.isascii()
 
 
-@pytest.mark.parametrize("command", ["demo", "clip", "info", "check"])
+@pytest.mark.parametrize("command", ["demo", "clip", "info", "check", "bench"])
 def test_help_of_a_command(command: str) -> None:
     result = run(command, "--help")
     assert result.code == 0
