@@ -36,8 +36,8 @@ def guard(
         return replace(here, underflow=None if underflow == "ignore" else 0)
     stage, actions = here.stage, here.decision.actions
     if stage.nonfinite != "propagate":
-        targets = [buffer.dtype for buffer in buffers] if into is None else into
         for move in moves:
+            targets = [buffer.dtype for buffer in buffers] if into is None else into
             _refuse_too_large(backend, buffers, move, targets, asked)
     if into is None:
         here = _against_overflow(backend, cargo, buffers, here, asked)

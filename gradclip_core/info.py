@@ -82,12 +82,15 @@ class ClipInfo:
         details: Callable[[], Details],
         backend: str,
         passed_over: Mapping[str, list[str]],
+        *,
+        known: bool = False,
     ) -> None:
         self.backend = backend
         self.passed_over = passed_over
         self._make_facts = facts
         self._make_details = details
         self._heeded = False
+        self._known_at_once = known
 
     @cached_property
     def _facts(self) -> Facts:
@@ -135,7 +138,7 @@ class ClipInfo:
     @property
     def known(self) -> bool:
         """Whether the numbers are on the host, so that reading them waits for nothing."""
-        return "_facts" in self.__dict__
+        return self._known_at_once or "_facts" in self.__dict__
 
     @property
     def nonfinite(self) -> int:
@@ -223,6 +226,4 @@ class _Known(Generic[T]):
 
 
 def _known(facts: Facts, details: Details, backend: str, passed_over: dict[str, list[str]]) -> ClipInfo:
-    info = ClipInfo(_Known(facts), _Known(details), backend, passed_over)
-    info.norm  # noqa: B018  # its numbers are on the host
-    return info
+    return ClipInfo(_Known(facts), _Known(details), backend, passed_over, known=True)

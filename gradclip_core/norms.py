@@ -65,6 +65,8 @@ class Norms:
 
 def members(ids: IntArray, count: int) -> Iterable[IntArray]:
     """For each of ``count`` scopes the segments in it, in the container's order."""
+    if count == 1:
+        return [np.arange(ids.size)]
     order = np.argsort(ids, kind="stable")
     return np.split(order, np.searchsorted(ids[order], np.arange(1, count))) if count else []
 

@@ -4,18 +4,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 
 from gradclip_core import registry
 from gradclip_core.arrays.docked import Docked
+from gradclip_core.arrays.express import Fleet
 from gradclip_core.arrays.layout import Flat, array_buffer, dense_buffer, flatten_memory, strided
 from gradclip_core.device import DeviceBackend
 from gradclip_core.norms import Measured, rescaling
 from gradclip_core.plan import Segments
-from gradclip_core.protocol import LEAVE, Actions, Backend, Buffer, FloatArray, Request, What
+from gradclip_core.protocol import FLOAT64, LEAVE, Actions, Backend, Buffer, FloatArray, Manifest, Request, What
 
 Axes = Sequence[tuple[int, ...] | None]
+
+
+class Flats(Sequence[Flat]):
+    """All arrays as a backend reads them, and their buffers alone."""
+
+    def __init__(self, flats: list[Flat] | Manifest) -> None:
+        self.manifest = flats if isinstance(flats, Manifest) else None
+        self._flats = [] if isinstance(flats, Manifest) else flats
+        self.buffers: Sequence[Buffer] = self.manifest or [flat.buffer for flat in self._flats]
+
+    def __len__(self) -> int:
+        return len(self.buffers)
+
+    @overload
+    def __getitem__(self, i: int) -> Flat: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Flat]: ...
+    def __getitem__(self, i: int | slice) -> Flat | list[Flat]:
+        if isinstance(i, slice):
+            return [self[j] for j in range(len(self))[i]]
+        return self._flats[i] if self.manifest is None else Flat(self.manifest[i])
 
 
 def readable(backend: Backend, docked: Docked, axes: tuple[int, ...] | None = None) -> Buffer:
@@ -35,8 +58,21 @@ def _by_array(backend: Backend, docked: Docked) -> bool:
     return docked.device != "cpu" and getattr(backend, "takes_arrays", False)
 
 
-def choose(name: str | None, buffers: Sequence[Buffer] | Sequence[Docked]) -> tuple[Backend, dict[str, list[str]]]:
+def flatten_all(backend: Backend, arrays: Sequence[Docked], axes: Axes, manifest: Manifest | None) -> Flats:
+    """All arrays for both passes, an array at a time or as the one table that they came in by."""
+    return (
+        Flats([flattened(backend, d, a) for d, a in zip(arrays, axes, strict=True)])
+        if manifest is None
+        else Flats(manifest)
+    )
+
+
+def choose(
+    name: str | None, buffers: Manifest | Sequence[Buffer] | Sequence[Docked]
+) -> tuple[Backend, dict[str, list[str]]]:
     """The backend for this memory, and who was passed over."""
+    if isinstance(buffers, Manifest):
+        return registry.select(name, Request(frozenset({"cpu"}), frozenset(dtype.name for dtype in buffers.distinct)))
     devices = frozenset(buffer.device for buffer in buffers) or frozenset({"cpu"})
     dtypes = frozenset(buffer.dtype.name for buffer in buffers)
     kinds = {type(docked.array) for docked in buffers if isinstance(docked, Docked) and docked.device != "cpu"}
@@ -59,7 +95,8 @@ def measure(
         units = found.largest
         found = backend.measure(buffers, What(ord, units=units, sanitize=sanitize, bounds=bounds))
         return Measured(found, ord, exponents, units, sanitize)
-    again = rescaling(found, Segments.of(buffers).float64, ord)
+    narrow = isinstance(buffers, Manifest) and FLOAT64 not in buffers.distinct
+    again = None if narrow else rescaling(found, Segments.of(buffers).float64, ord)
     if again is not None:
         exponents = again
         found = backend.measure(buffers, What(power, exponents=exponents, sanitize=sanitize, bounds=bounds))
@@ -73,12 +110,14 @@ def measure_carries(backend: Backend, buffers: Sequence[Buffer], measured: Measu
     return Measured(found, measured.ord, measured.exponents, measured.units, sanitize, carried=True)
 
 
-def write_in_place(backend: Backend, arrays: Sequence[Docked], flats: Sequence[Flat], actions: Actions) -> None:
+def write_in_place(backend: Backend, arrays: Sequence[Docked], flats: Flats, actions: Actions) -> None:
     """Write the arrays over themselves; no pass is made where every segment is left as it is."""
     if not (actions.op != LEAVE).any():
         return
-    buffers = [flat.buffer for flat in flats]
-    backend.apply(buffers, buffers, actions)
+    backend.apply(flats.buffers, flats.buffers, actions)
+    if isinstance(arrays, Fleet) and flats.manifest is not None:
+        arrays.door.after_write([arrays.leaves[i] for i in np.flatnonzero(actions.op != LEAVE).tolist()])
+        return
     written = []
     start = 0
     for docked, flat in zip(arrays, flats, strict=True):
@@ -120,4 +159,4 @@ def write_new(
 def report_writes(written: Sequence[Docked]) -> None:
     """Tell each framework which of its arrays were written."""
     for door in {id(docked.door): docked.door for docked in written}.values():
-        door.after_write([docked for docked in written if docked.door is door])
+        door.after_write([docked.array for docked in written if docked.door is door])

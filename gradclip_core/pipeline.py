@@ -14,19 +14,18 @@ import numpy as np
 from gradclip_core import projected
 from gradclip_core.arrays.dock import Cargo, unload
 from gradclip_core.arrays.docked import Docked
-from gradclip_core.arrays.layout import Flat
 from gradclip_core.casting import Cast, cast_to, write_cast
 from gradclip_core.device import Answer, DeviceBackend
 from gradclip_core.errors import GradClipError, InvalidArgumentError
 from gradclip_core.guarded import guard
 from gradclip_core.info import ClipInfo
 from gradclip_core.norms import scope_norms
-from gradclip_core.passes import Axes, choose, flattened, measure, measure_carries, write_in_place, write_new
+from gradclip_core.passes import Axes, Flats, choose, flatten_all, measure, measure_carries, write_in_place, write_new
 from gradclip_core.plan import Segments, needs_carries
 from gradclip_core.precision.environment import ieee_arithmetic
 from gradclip_core.precision.nonfinite import refuse
 from gradclip_core.project import Move, Project
-from gradclip_core.protocol import Actions, Backend, DType, FloatArray, Scopes
+from gradclip_core.protocol import Actions, Backend, DType, FloatArray, Manifest, Scopes
 from gradclip_core.report import Decided, Story, array_ids, conclude, report
 from gradclip_core.rules import Rule, Value
 from gradclip_core.stages import Stage, prepare, refuse_complex
@@ -67,7 +66,7 @@ def run(
     """
     cargo = unload(grads, asked, in_place=target == "memory")
     refuse_complex(cargo, asked, rule)
-    backend, passed = choose(how.backend, cargo.arrays)
+    backend, passed = choose(how.backend, cargo.memory)
     for part in rule.stages:
         if isinstance(part, Project):
             part.refuse_unfit(cargo, backend, asked)
@@ -112,10 +111,10 @@ def _run_on_host(
     steps: list[Step] = []
     decided: list[Decided] = []
     for number, stage in enumerate(stages):
-        flats = [flattened(backend, docked, axes) for docked, axes in zip(current, stage.axes, strict=True)]
+        flats = flatten_all(backend, current, stage.axes, _table(cargo, current, stage.axes))
         here, moves = _decide(backend, cargo, stage, current, flats, asked)
         into = cast.dtypes(current) if cast is not None and number == len(stages) - 1 else None
-        here = guard(backend, cargo, [flat.buffer for flat in flats], here, moves, into, underflow, asked)
+        here = guard(backend, cargo, flats.buffers, here, moves, into, underflow, asked)
         moves = () if here.skipped else moves
         actions = here.decision.actions
         steps.append(Step(stage.axes, actions, [replace(move, view=None) for move in moves]))
@@ -148,10 +147,9 @@ def _run_on_host(
     after = decided[-1].decision.clipped_norm
     # A chain reports both norms in its first rule's order.
     if not decided[-1].skipped and (after is None or stages[-1].rule.order != stages[0].rule.order):
-        after = _norm(backend, current, stages[0].rule.order)
+        after = _norm(backend, cargo, current, stages[0].rule.order)
     story = Story(decided, after)
-    info = report(cargo.names(), lambda: story, backend.name, passed)
-    info.norm  # noqa: B018  # the few numbers are computed now; who reads them should not wait
+    info = report(cargo.names(), lambda: story, backend.name, passed, known=True)
     return Outcome(cargo, current, steps, info, lambda: story)
 
 
@@ -159,7 +157,7 @@ def _write(
     backend: Backend,
     arrays: Sequence[Docked],
     targets: Sequence[Docked],
-    flats: Sequence[Flat],
+    flats: Flats,
     axes: Axes,
     actions: Actions,
     moves: Sequence[Move],
@@ -186,20 +184,20 @@ class Structure:
         """Path, shape and dtype of every leaf, and which leaves are one array."""
         arrays = (cargo.arrays[i] for i in cargo.index)
         leaves = [(p, a.shape, a.dtype.name) for a, p in zip(arrays, cargo.tree.paths, strict=True)]
-        return cls(leaves, cargo.index)
+        return cls(leaves, list(cargo.index))
 
 
 @ieee_arithmetic
 def replay(backend_name: str, grads: Any, steps: Sequence[Step], like: Structure, asked: str, target: Target) -> Any:
     """Write decided steps to gradients of the same structure. Returns the new container, if any."""
     cargo = unload(grads, asked, in_place=target == "memory")
-    _check_alike(Structure.of(cargo), like, asked)
-    backend, _ = choose(backend_name, cargo.arrays)
+    check_alike(Structure.of(cargo), like, asked)
+    backend, _ = choose(backend_name, cargo.memory)
     current: Sequence[Docked] = cargo.arrays
     for number, step in enumerate(steps):
         targets = current if target == "memory" or number > 0 else [docked.door.new_like(docked) for docked in current]
         if isinstance(step.actions, Actions):
-            flats = [flattened(backend, docked, axes) for docked, axes in zip(current, step.axes, strict=True)]
+            flats = flatten_all(backend, current, step.axes, _table(cargo, current, step.axes))
             _write(backend, current, targets, flats, step.axes, step.actions, step.moves)
         else:
             from gradclip_core.device_run import write
@@ -230,9 +228,9 @@ def run_in_place(grads: Any, rule: Rule, how: Common, asked: str) -> ClipInfo:
 
 
 def _decide(
-    backend: Backend, cargo: Cargo, stage: Stage, current: Sequence[Docked], flats: Sequence[Flat], asked: str
+    backend: Backend, cargo: Cargo, stage: Stage, current: Sequence[Docked], flats: Flats, asked: str
 ) -> tuple[Decided, Sequence[Move]]:
-    buffers = [flat.buffer for flat in flats]
+    buffers = flats.buffers
     segments = Segments.of(buffers)
     bounds = stage.bounds(segments)
     measured = measure(backend, buffers, stage.rule.order, sanitize=stage.sanitize, bounds=bounds)
@@ -253,13 +251,19 @@ def _decide(
     return conclude(stage, measured, segments), ()
 
 
-def _norm(backend: Backend, arrays: Sequence[Docked], ord: float) -> float:
-    buffers = [flattened(backend, docked).buffer for docked in arrays]
-    measured = measure(backend, buffers, ord)
+def _table(cargo: Cargo, arrays: Sequence[Docked], axes: Axes) -> Manifest | None:
+    """The cargo's table, if it is of these arrays, and each is one segment."""
+    return cargo.manifest if arrays is cargo.arrays and axes.count(None) == len(axes) else None
+
+
+def _norm(backend: Backend, cargo: Cargo, arrays: Sequence[Docked], ord: float) -> float:
+    whole: Axes = [None] * len(arrays)
+    measured = measure(backend, flatten_all(backend, arrays, whole, _table(cargo, arrays, whole)).buffers, ord)
     return float(scope_norms(measured, np.zeros(measured.found.sums.size, np.int64), 1).value()[0])
 
 
-def _check_alike(ours: Structure, theirs: Structure, asked: str) -> None:
+def check_alike(ours: Structure, theirs: Structure, asked: str) -> None:
+    """Refuse gradients of another structure than a plan was made for."""
     if ours == theirs:
         return
     different = next((pair for pair in zip(ours.leaves, theirs.leaves, strict=False) if pair[0] != pair[1]), None)

@@ -16,6 +16,7 @@ import numpy as np
 from gradclip_core.norms import Measured, Norms, scope_norms
 from gradclip_core.precision.factors import aim_float32, aim_float64, round_down_float32, split
 from gradclip_core.protocol import (
+    DTYPES,
     FLOAT64,
     LEAVE,
     SCALE,
@@ -25,6 +26,8 @@ from gradclip_core.protocol import (
     Buffer,
     DType,
     FloatArray,
+    IntArray,
+    Manifest,
     Scopes,
 )
 from gradclip_core.reference import narrow, widen
@@ -36,18 +39,27 @@ class Segments:
 
     sizes: FloatArray
     dtypes: list[DType]
+    """The storage types that there are."""
+    kinds: IntArray
+    """For each segment its entry of ``dtypes``."""
     float64: BoolArray
 
     @classmethod
     def of(cls, buffers: Sequence[Buffer]) -> Segments:
         """The segments of these buffers."""
+        if isinstance(buffers, Manifest):
+            return cls._of(buffers.lengths.astype(np.float64), list(DTYPES.values()), buffers.codes)
         rows = [buffer.rows for buffer in buffers]
-        dtypes = [buffer.dtype for buffer in buffers for _ in range(buffer.rows)]
-        return cls(
-            np.repeat(np.array([float(buffer.length) for buffer in buffers]), rows),
-            dtypes,
-            np.repeat(np.array([buffer.dtype is FLOAT64 for buffer in buffers], np.bool_), rows),
-        )
+        dtypes = list({buffer.dtype.name: buffer.dtype for buffer in buffers}.values())
+        places = {dtype.name: place for place, dtype in enumerate(dtypes)}
+        kinds = np.array([places[buffer.dtype.name] for buffer in buffers], np.int64)
+        sizes = np.array([float(buffer.length) for buffer in buffers])
+        return cls._of(np.repeat(sizes, rows), dtypes, np.repeat(kinds, rows))
+
+    @classmethod
+    def _of(cls, sizes: FloatArray, dtypes: list[DType], kinds: IntArray) -> Segments:
+        wide = np.array([dtype is FLOAT64 for dtype in dtypes], np.bool_)
+        return cls(sizes, dtypes, kinds, wide[kinds])
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +89,16 @@ def decide_norms(measured: Measured, scopes: Scopes, segments: Segments, inverse
     """Radial clipping: scope by scope, ``factor = min(1, max_norm/norm) · inverse``."""
     count, ids = scopes.limits.size, scopes.ids
     norms = scope_norms(measured, ids, count)
+    beyond = over(norms, scopes, inverse)
+    if inverse == 1 and not sanitize and not beyond.any() and not np.isnan(norms.root).any():
+        # As below, at once: so it is in most steps, and of many small arrays the decision is a good part of the time.
+        leave = actions_of(np.full(ids.size, LEAVE, np.uint8), np.ones(1), ids=np.zeros_like(ids))
+        left_alone = _norm_left_alone(measured, norms, scopes, inverse)
+        return Decision(leave, False, left_alone, None if measured.nonfinite.any() else inverse)
+
     narrow_scope = _narrow(scopes, segments)
     sizes = np.zeros(count)
     np.add.at(sizes, ids, segments.sizes)
-    beyond = over(norms, scopes, inverse)
-
     aim = aim_float32(scopes.limits, norms, sizes, measured.ord)
     if not narrow_scope.all():
         aim = np.where(narrow_scope, aim, aim_float64(scopes.limits, norms, sizes, measured.ord))
@@ -99,7 +116,7 @@ def decide_norms(measured: Measured, scopes: Scopes, segments: Segments, inverse
     alike = bool((factor == factor[0]).all()) if count else True
     poisoned = bool(measured.nonfinite.any())
     return Decision(
-        actions_of(op, factor[ids], sanitize=sanitize),
+        actions_of(op, factor, ids=ids, sanitize=sanitize),
         clipped,
         _norm_after(measured, norms, scopes, beyond, factor)
         if clipped
@@ -147,11 +164,10 @@ def scope_values(norms: FloatArray, ord: float) -> float:
     return float(top * np.sum((norms / top) ** ord) ** (1.0 / ord))
 
 
-def stored_limits(limit: tuple[float, float], dtypes: Sequence[DType]) -> tuple[FloatArray, FloatArray]:
+def stored_limits(limit: tuple[float, float], segments: Segments) -> tuple[FloatArray, FloatArray]:
     """The limits as each segment's dtype holds them, rounded to nearest as ``numpy.clip`` rounds them."""
-    table = {dtype: stored_values(limit, dtype) for dtype in set(dtypes)}
-    pairs = np.array([table[dtype] for dtype in dtypes]).reshape(-1, 2)
-    return pairs[:, 0].copy(), pairs[:, 1].copy()
+    pairs = np.array([stored_values(limit, dtype) for dtype in segments.dtypes]).reshape(-1, 2)
+    return pairs[segments.kinds, 0], pairs[segments.kinds, 1]
 
 
 def stored_values(values: Sequence[float], dtype: DType) -> list[float]:
@@ -173,7 +189,7 @@ def decide_value(
     sanitize: bool,
 ) -> Decision:
     """By value: clamp every element of the unscaled gradient to [low, high]."""
-    low, high = stored_limits(limit, segments.dtypes)
+    low, high = stored_limits(limit, segments)
     found = measured.found
     if limit[0] == -limit[1]:
         infinite = found.infs > 0 if not sanitize else False
@@ -213,9 +229,12 @@ def actions_of(
     low: FloatArray | None = None,
     high: FloatArray | None = None,
     sanitize: bool = False,
+    ids: IntArray | None = None,
 ) -> Actions:
-    """The write pass that a decision asks for."""
+    """The write pass that a decision asks for; with ``ids`` a segment's factor is ``factor[ids]``."""
     coarse, fine = split(factor)
+    if ids is not None:
+        factor, coarse, fine = factor[ids], coarse[ids], fine[ids]
     unbounded = np.full(factor.shape, math.inf)
     return Actions(
         op, factor, coarse, fine, -unbounded if low is None else low, unbounded if high is None else high, sanitize

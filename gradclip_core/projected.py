@@ -17,7 +17,7 @@ from gradclip_core.arrays.layout import Flat, flatten_in, lies_in, lying
 from gradclip_core.forms import Passes, Reading, passes_of
 from gradclip_core.members import Members
 from gradclip_core.norms import Measured, scope_norms
-from gradclip_core.passes import Axes, report_writes, write_in_place, write_new
+from gradclip_core.passes import Axes, Flats, report_writes, write_in_place, write_new
 from gradclip_core.plan import Decision, actions_of
 from gradclip_core.project import Move, Project
 from gradclip_core.protocol import LEAVE, SCALE, Actions, Backend, FloatArray, IntArray, Measurements
@@ -77,7 +77,7 @@ def write_moves(
     moves: Sequence[Move],
     arrays: Sequence[Docked],
     targets: Sequence[Docked],
-    flats: Sequence[Flat],
+    flats: Flats,
     axes: Axes,
     actions: Actions,
 ) -> list[FloatArray]:
@@ -122,7 +122,7 @@ def _write_rest(
     moves: Sequence[Move],
     arrays: Sequence[Docked],
     targets: Sequence[Docked],
-    flats: Sequence[Flat],
+    flats: Flats,
     axes: Axes,
     actions: Actions,
 ) -> None:

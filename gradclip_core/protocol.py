@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, overload, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -89,6 +89,39 @@ class Buffer:
         if self.length * self.rows == 0:
             return np.empty((self.rows, self.length), self.dtype.view)
         return host_view(self.pointer, (self.rows, self.length), self.dtype.view, self.owner)
+
+
+class Manifest(Sequence[Buffer]):
+    """Dense host memory, a segment for each array, as NumPy arrays: the same as a list of buffers, but for
+    thousands of small ones. A backend that looks at no more than ``Sequence[Buffer]`` is served all the same.
+
+    ``codes`` are places in ``DTYPES``; ``owners`` keep the memory alive.
+    """
+
+    __slots__ = ("codes", "distinct", "lengths", "owners", "pointers")
+
+    def __init__(
+        self, pointers: npt.NDArray[np.uint64], lengths: IntArray, codes: IntArray, owners: Sequence[object]
+    ) -> None:
+        self.pointers, self.lengths, self.codes, self.owners = pointers, lengths, codes, owners
+        self.distinct = [_BY_CODE[code] for code in sorted(set(codes.tolist()))]
+        """The storage types that there are, in the order of ``DTYPES``."""
+
+    def __len__(self) -> int:
+        return self.lengths.size
+
+    @overload
+    def __getitem__(self, i: int) -> Buffer: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Buffer]: ...
+    def __getitem__(self, i: int | slice) -> Buffer | list[Buffer]:
+        if isinstance(i, slice):
+            return [self[j] for j in range(len(self))[i]]
+        dtype = _BY_CODE[self.codes[i]]
+        return Buffer(int(self.pointers[i]), int(self.lengths[i]), dtype, owner=self.owners[i])
+
+
+_BY_CODE = list(DTYPES.values())
 
 
 class _HostMemory:
@@ -201,7 +234,11 @@ class Backend(Protocol):
 
     A backend for host memory that also makes projections has an attribute ``projections``: the
     address ``"package.module:OBJECT"`` of its ``gradclip_core.forms.Passes``, imported when the
-    first projection asks for them, or that object itself.
+    first projection asks for them, or that object itself. One that also makes optimizers' updates has in
+    the same way ``optimizers``, of its ``gradclip_core.updates.Updates``.
+
+    One whose compiled code can look at many arrays at once has ``read_arrays``: a list of arrays of one type ->
+    their ``Manifest``, or None where one of them is not plain dense host memory (``arrays/express.py``).
     """
 
     name: str
@@ -221,4 +258,4 @@ class Backend(Protocol):
 
 def segments(buffers: Sequence[Buffer]) -> int:
     """How many segments the buffers have together."""
-    return sum(buffer.rows for buffer in buffers)
+    return len(buffers) if isinstance(buffers, Manifest) else sum(buffer.rows for buffer in buffers)

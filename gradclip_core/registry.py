@@ -64,6 +64,11 @@ def load(name: str) -> Backend:
     raise BackendError(f"backend={name!r}", f"it cannot be imported ({_failed[name]})", f"Try: {cure}")
 
 
+def loaded(name: str) -> Backend | None:
+    """A backend, if a call has loaded it."""
+    return _loaded.get(name)
+
+
 def reasons_against(name: str, request: Request) -> list[str]:
     """Why a backend cannot serve a request; empty where it can."""
     try:

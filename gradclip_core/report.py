@@ -84,20 +84,16 @@ def array_ids(rows: IntArray) -> IntArray:
     return np.repeat(np.arange(rows.size), rows)
 
 
-def report(names: Names, story: Callable[[], Story], backend: str, passed: dict[str, list[str]]) -> ClipInfo:
-    """The info of a call, whose numbers are computed when they are first read."""
-
-    @ieee_arithmetic
-    def facts() -> Facts:
-        return _facts(names, story())
-
-    @ieee_arithmetic
-    def details() -> Details:
-        return _details(names, story().decided)
-
-    return ClipInfo(facts, details, backend, passed)
+def report(
+    names: Names, story: Callable[[], Story], backend: str, passed: dict[str, list[str]], *, known: bool = False
+) -> ClipInfo:
+    """The info of a call, whose numbers are computed when they are first read; ``known``: reading waits for nothing."""
+    return ClipInfo(
+        lambda: _facts(names, story()), lambda: _details(names, story().decided), backend, passed, known=known
+    )
 
 
+@ieee_arithmetic
 def _facts(names: Names, story: Story) -> Facts:
     first, last = story.decided[0], story.decided[-1]
     inverse = first.stage.inverse
@@ -128,6 +124,7 @@ def _factors(names: Names, decided: Sequence[Decided]) -> FloatArray:
     return product
 
 
+@ieee_arithmetic
 def _details(names: Names, decided: Sequence[Decided]) -> Details:
     first = decided[0]
     rows = first.stage.rows

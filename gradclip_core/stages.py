@@ -51,7 +51,7 @@ class Stage:
         """For (low, high) that are not symmetric, the largest magnitude does not tell who is outside."""
         if not isinstance(self.rule, Value) or self.limit[0] == -self.limit[1]:
             return None
-        low, high = stored_limits(self.limit, segments.dtypes)
+        low, high = stored_limits(self.limit, segments)
         return low / self.inverse, high / self.inverse
 
 
@@ -110,7 +110,7 @@ def refuse_complex(cargo: Cargo, asked: str, rule: Rule) -> None:
     """Complex numbers have a 2-norm, that of their parts, and no order: no other rule means anything."""
     if all(isinstance(stage, NormRule) and stage.order == 2 for stage in rule.stages):
         return
-    for i, docked in enumerate(cargo.arrays):
+    for i, docked in enumerate(cargo.arrays if cargo.manifest is None else ()):
         if docked.is_complex:
             seen = "it is complex, and complex numbers have no order and no norm but that with ord=2"
             cure = "Clip by a norm with ord=2, or pass its real and imaginary parts"

@@ -9,7 +9,7 @@ import dataclasses
 import inspect
 import sys
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
+from collections.abc import Callable, Collection, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,21 @@ _CURE = "Pass a dict, list, tuple, namedtuple, dataclass, iterator or array of g
 class Node:
     """One container: its children, their names, and how to make it again from new children."""
 
-    __slots__ = ("children", "make", "names")
+    __slots__ = ("_names", "children", "make")
 
-    def __init__(self, names: Sequence[str], children: Sequence[Node | None], make: Callable[[list[Any]], Any]) -> None:
-        self.names = names
+    def __init__(
+        self, names: Sequence[str] | range, children: Sequence[Node | None], make: Callable[[list[Any]], Any]
+    ) -> None:
+        self._names = names
         self.children = children
         self.make = make
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The children's names; those of a list are made when they are asked for."""
+        if isinstance(self._names, range):
+            self._names = [str(i) for i in self._names]
+        return self._names
 
 
 _LEAF = Node((), (), lambda values: values)  # stands for "a leaf is here"; None stands for None
@@ -140,8 +149,22 @@ def _walk_rare(x: Any, leaves: list[Any]) -> Node | None:
     return _LEAF
 
 
-def _node(names: Iterable[Any], children: Iterable[Any], leaves: list[Any], make: Callable[[list[Any]], Any]) -> Node:
-    return Node([str(name) for name in names], [_walk(child, leaves) for child in children], make)
+def _node(names: Sequence[Any], children: Collection[Any], leaves: list[Any], make: Callable[[list[Any]], Any]) -> Node:
+    if not isinstance(names, range):
+        names = list(map(str, names))
+    kinds = set(map(type, children))
+    if all(_of_arrays(kind) for kind in kinds):  # as good as always, and thousands of them
+        if type(None) not in kinds:
+            leaves.extend(children)
+            return Node(names, [_LEAF] * len(children), make)
+        leaves.extend(child for child in children if child is not None)
+        return Node(names, [None if child is None else _LEAF for child in children], make)
+    return Node(names, [_walk(child, leaves) for child in children], make)
+
+
+def _of_arrays(kind: type) -> bool:
+    """Whether all that is of this type is an array, or None."""
+    return kind is type(None) or hasattr(kind, "__dlpack__") or issubclass(kind, np.generic)
 
 
 def _drain(iterator: Iterator[Any]) -> list[Any]:
@@ -218,7 +241,7 @@ def _without_makers(node: Node | None) -> Node | None:
     children = node.children
     if any(child is not None and child is not _LEAF for child in children):
         children = [_without_makers(child) for child in children]
-    return Node(node.names, children, _LEAF.make)
+    return Node(node._names, children, _LEAF.make)
 
 
 def _nodes(node: Node | None, prefix: str) -> Iterator[tuple[str, Node | None]]:

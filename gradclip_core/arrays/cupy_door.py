@@ -66,8 +66,12 @@ class CupyDoor:
         """The array itself."""
         return new.array
 
-    def after_write(self, written: Sequence[Docked]) -> None:
+    def after_write(self, written: Sequence[Any]) -> None:
         """CuPy keeps no record of writes."""
+
+    def plain(self, leaves: Sequence[Any]) -> bool:
+        """Never: see ``dock``."""
+        return False
 
 
 DOOR = CupyDoor()

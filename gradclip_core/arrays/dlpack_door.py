@@ -175,8 +175,12 @@ class DlpackDoor:
         except TypeError:  # a namespace without devices
             return namespace.asarray(values)
 
-    def after_write(self, written: Sequence[Docked]) -> None:
+    def after_write(self, written: Sequence[Any]) -> None:
         """DLPack has no way to say that memory has changed."""
+
+    def plain(self, leaves: Sequence[Any]) -> bool:
+        """Never: see ``dock``."""
+        return False
 
 
 def _export(x: Any) -> tuple[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 
 from gradclip_core.arrays import dlpack_door, numpy_door
 from gradclip_core.arrays.docked import Docked, Door, Refused
+from gradclip_core.arrays.express import Fleet, manifest_of
 from gradclip_core.arrays.layout import overlapping_pair, overlaps_itself
 from gradclip_core.errors import InvalidArgumentError, ReadOnlyError, UnsafeMemoryError, UnsupportedArrayError
+from gradclip_core.protocol import Manifest
 from gradclip_core.tree import Tree, flatten
 
 _doors: dict[type, Door] = {}
@@ -22,7 +25,7 @@ class Names:
     """The leaves' paths, which array each is, and how many arrays there are."""
 
     tree: Tree
-    index: list[int]
+    index: Sequence[int]
     arrays: int
 
 
@@ -31,9 +34,11 @@ class Cargo:
     """A container's arrays. An array that it holds twice (a tied weight) is in ``arrays`` once."""
 
     tree: Tree
-    arrays: list[Docked]
-    index: list[int]
+    arrays: Sequence[Docked]
+    index: Sequence[int]
     """For each leaf, its entry of ``arrays``."""
+    manifest: Manifest | None = None
+    """All arrays in one table, where they came in by ``express.py``: real, dense, in host memory, each once."""
 
     def names(self) -> Names:
         """What a report needs of the arrays, without holding on to their memory."""
@@ -42,7 +47,12 @@ class Cargo:
     @property
     def device(self) -> str:
         """Where the arrays are: the first one's device. ``choose`` has refused several."""
-        return self.arrays[0].device if self.arrays else "cpu"
+        return self.arrays[0].device if self.arrays and self.manifest is None else "cpu"
+
+    @property
+    def memory(self) -> Manifest | Sequence[Docked]:
+        """What ``choose`` is to find a backend for."""
+        return self.arrays if self.manifest is None else self.manifest
 
     def first_path(self, array: int) -> str:
         """The path of the first leaf that is this array."""
@@ -63,6 +73,9 @@ def unload(container: Any, asked: str, *, in_place: bool = False, clips: bool = 
     that are no gradients although they have one.
     """
     leaves, tree = flatten(container)
+    door = _doors.get(type(leaves[0])) if leaves else None
+    if door is not None and (manifest := manifest_of(leaves, door)) is not None:
+        return Cargo(tree, Fleet(leaves, door), range(len(leaves)), manifest)
     arrays: list[Docked] = []
     index: list[int] = []
     known: dict[object, int] = {}

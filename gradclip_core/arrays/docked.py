@@ -37,8 +37,15 @@ class Door(Protocol):
         """The array to hand to the user, around memory from ``new_like``."""
         ...
 
-    def after_write(self, written: Sequence[Docked]) -> None:
-        """Tell the framework that the memory of these has changed behind its back."""
+    def after_write(self, written: Sequence[Any]) -> None:
+        """Tell the framework that the memory of these arrays of its has changed behind its back."""
+        ...
+
+    def plain(self, leaves: Sequence[Any]) -> bool:
+        """Whether arrays of one and the same type need no more looked at than memory, dtype, shape and strides.
+
+        Asked once for all of them: they then come in by ``arrays/express.py``, and not one by one.
+        """
         ...
 
 

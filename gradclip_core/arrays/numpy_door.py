@@ -59,8 +59,12 @@ class NumpyDoor:
         """The array itself."""
         return new.array[()] if like.read_only == "a NumPy scalar is immutable" else new.array
 
-    def after_write(self, written: Sequence[Docked]) -> None:
+    def after_write(self, written: Sequence[Any]) -> None:
         """NumPy keeps no record of writes."""
+
+    def plain(self, leaves: Sequence[Any]) -> bool:
+        """Arrays, no subclass of them; what is read-only or not native is found out as they are read."""
+        return type(leaves[0]) is np.ndarray
 
 
 def _refuse_subclass(x: Any) -> Refused:

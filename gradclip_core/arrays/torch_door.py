@@ -6,6 +6,7 @@ DLPack hands out NULL for a DTensor and loses the sign of a lazily negated tenso
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from gradclip_core.protocol import DType
 torch: Any = sys.modules["torch"]
 _forward_ad: Any = sys.modules["torch.autograd.forward_ad"]
 
+_requires_grad = operator.attrgetter("requires_grad")
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 # A tensor of these dtypes is known to the table of dtypes under another name, or under none.
 _DTYPES: dict[Any, Any] = {getattr(torch, name): entry for name, entry in SUPPORTED.items() if hasattr(torch, name)}
@@ -80,11 +82,20 @@ class TorchDoor:
         """The tensor itself."""
         return new.array
 
-    def after_write(self, written: Sequence[Docked]) -> None:
+    def after_write(self, written: Sequence[Any]) -> None:
         """Bump the version counters, so that a backward that had saved a tensor says so."""
-        changed = [docked.array for docked in written if not docked.array.is_inference()]
+        changed = [x for x in written if not x.is_inference()]
         if changed:
             torch.autograd.graph.increment_version(changed)
+
+    def plain(self, leaves: Sequence[Any]) -> bool:
+        """Tensors, no subclass of them, that autograd does not know and that hold the values themselves."""
+        return (
+            type(leaves[0]) is torch.Tensor
+            and _forward_ad._current_level < 0
+            and not any(map(_requires_grad, leaves))
+            and not any(map(torch.Tensor.is_neg, leaves))
+        )
 
 
 def _stream(device: int) -> int:

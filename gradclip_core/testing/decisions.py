@@ -206,7 +206,7 @@ def _measure(arrays: Arrays, case: Case) -> Measured:
     sanitize = case.nonfinite == "sanitize"
     bounds = None
     if case.bounds is not None and not case.symmetric:
-        low, high = stored_limits(_limit(case), Segments.of(buffers).dtypes)
+        low, high = stored_limits(_limit(case), Segments.of(buffers))
         bounds = low / case.inverse, high / case.inverse
     power = case.ord if case.ord in (1, 2) else 2.0
     found = REFERENCE.measure(buffers, What(power, sanitize=sanitize, bounds=bounds))

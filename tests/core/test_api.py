@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 
 import gradclip_core
-from gradclip_core import sets, surgery, testing
+from gradclip_core import optim, sets, surgery, testing
 
 SNAPSHOT = Path(__file__).with_name("api.txt")
 
@@ -32,7 +32,7 @@ def describe(module: object, name: str) -> list[str]:
 
 def snapshot() -> str:
     lines = []
-    for module in (gradclip_core, sets, surgery, testing):
+    for module in (gradclip_core, optim, sets, surgery, testing):
         lines.append(f"# {module.__name__}")
         for name in sorted(module.__all__):
             lines += describe(module, name)
@@ -45,7 +45,7 @@ def test_the_api_is_what_the_snapshot_says() -> None:
 
 
 def test_everything_public_is_documented() -> None:
-    for module in (gradclip_core, sets, surgery, testing):
+    for module in (gradclip_core, optim, sets, surgery, testing):
         for name in module.__all__:
             assert len(inspect.getdoc(getattr(module, name)) or "") > 20, name
 

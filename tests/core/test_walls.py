@@ -57,6 +57,8 @@ def test_the_reference_imports_numpy_and_the_protocol() -> None:
     assert imports(CORE / "reference.py") <= allowed
     allowed |= {"dataclasses", "gradclip_core.forms", "gradclip_core.reference"}
     assert imports(CORE / "reference_forms.py") <= allowed
+    allowed |= {"gradclip_core.updates"}
+    assert imports(CORE / "optim" / "reference.py") <= allowed
 
 
 def test_the_protocol_imports_numpy() -> None:
@@ -64,13 +66,14 @@ def test_the_protocol_imports_numpy() -> None:
     assert imports(CORE / "protocol.py") <= allowed
     assert imports(CORE / "device.py") <= allowed | {"gradclip_core.protocol"}
     assert imports(CORE / "forms.py") <= allowed | {"gradclip_core.protocol", "importlib"}
+    assert imports(CORE / "updates.py") <= allowed | {"gradclip_core.protocol", "importlib"}
 
 
 def test_backends_do_not_import_decisions() -> None:
     """A backend never decides: it sees the protocols and the errors, and nothing else of the core."""
     for path in (ROOT / "backends").rglob("*.py"):
         core = {name for name in imports(path) if name.startswith("gradclip_core")}
-        protocols = {"gradclip_core.protocol", "gradclip_core.device", "gradclip_core.forms"}
+        protocols = {"gradclip_core.protocol", "gradclip_core.device", "gradclip_core.forms", "gradclip_core.updates"}
         assert core <= protocols | {"gradclip_core.errors"}, path
 
 

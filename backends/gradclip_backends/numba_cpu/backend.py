@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradclip_backends.numba_cpu import carries, kernels, pool
+from gradclip_backends.numba_cpu import carries, exchange, kernels, pool
 from gradclip_backends.numba_cpu.elements import TAGS, code_tag
 from gradclip_backends.numba_cpu.lines import LANES, LINE
 from gradclip_core.protocol import (
@@ -23,6 +23,7 @@ from gradclip_core.protocol import (
     DType,
     FloatArray,
     IntArray,
+    Manifest,
     Measurements,
     Request,
     What,
@@ -55,6 +56,8 @@ class Table:
 
 def tables(buffers: Sequence[Buffer]) -> list[Table]:
     """The buffers' segments, a table for each dtype."""
+    if isinstance(buffers, Manifest):
+        return _split(buffers.pointers, buffers.lengths, buffers.codes, buffers.distinct)
     rows = [buffer.rows for buffer in buffers]
     pointers = np.array([buffer.pointer for buffer in buffers], np.uint64)
     lengths = np.array([buffer.length for buffer in buffers], np.int64)
@@ -66,14 +69,26 @@ def tables(buffers: Sequence[Buffer]) -> list[Table]:
         lengths, codes = np.repeat(lengths, rows), np.repeat(codes, rows)
         stride = lengths.astype(np.uint64) * np.repeat(itemsizes, rows)
         pointers = np.repeat(pointers, rows) + row * stride
+    there = {buffer.dtype.name for buffer in buffers if buffer.rows}
+    return _split(pointers, lengths, codes, [dtype for name, dtype in DTYPES.items() if name in there])
+
+
+def _split(
+    pointers: npt.NDArray[np.uint64], lengths: IntArray, codes: IntArray, dtypes: Sequence[DType]
+) -> list[Table]:
+    if len(dtypes) == 1:
+        return [_table(dtypes[0], np.arange(codes.size), pointers, lengths)]
     tables = []
-    for code, dtype in enumerate(DTYPES.values()):
-        index = np.flatnonzero(codes == code)
-        if index.size:
-            first = np.zeros(index.size + 1, np.int64)
-            np.cumsum((lengths[index] + kernels.BLOCK - 1) // kernels.BLOCK, out=first[1:])
-            tables.append(Table(dtype, index, pointers[index], lengths[index], first))
+    for dtype in dtypes:
+        index = np.flatnonzero(codes == list(DTYPES).index(dtype.name))
+        tables.append(_table(dtype, index, pointers[index], lengths[index]))
     return tables
+
+
+def _table(dtype: DType, index: IntArray, pointers: npt.NDArray[np.uint64], lengths: IntArray) -> Table:
+    first = np.zeros(index.size + 1, np.int64)
+    np.cumsum((lengths + (kernels.BLOCK - 1)) // kernels.BLOCK, out=first[1:])
+    return Table(dtype, index, pointers, lengths, first)
 
 
 class NumbaCpuBackend:
@@ -81,6 +96,7 @@ class NumbaCpuBackend:
 
     name = "numba_cpu"
     projections = "gradclip_backends.numba_cpu.passes:PASSES"
+    optimizers = "gradclip_backends.numba_cpu.optim:UPDATES"
 
     def not_supported_reasons(self, request: Request) -> list[str]:
         """See ``Backend.not_supported_reasons``."""
@@ -96,6 +112,11 @@ class NumbaCpuBackend:
         except ValueError as error:
             reasons.append(str(error))
         return reasons
+
+    @staticmethod
+    def read_arrays(leaves: Sequence[Any]) -> Manifest | None:
+        """See ``gradclip_core.arrays.express``."""
+        return exchange.read_arrays(leaves)
 
     def measure(self, buffers: Sequence[Buffer], what: What) -> Measurements:
         """See ``Backend.measure``."""

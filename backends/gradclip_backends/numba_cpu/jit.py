@@ -18,7 +18,16 @@ def jit(function: Function) -> Function:
     process. With NUMBA_DISABLE_JIT=1 the same kernels run as plain Python. Not ``parallel=True``,
     whose threading layers abort the process when two Python threads enter, or after a fork.
     """
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False}
+    return _compile(function, nogil=True)
+
+
+def holding_the_gil(function: Function) -> Function:
+    """``jit`` for what looks into Python's objects."""
+    return _compile(function, nogil=False)
+
+
+def _compile(function: Function, *, nogil: bool) -> Function:
+    options: dict[str, Any] = {"nogil": nogil, "error_model": "numpy", "fastmath": False}
     try:
         compiled: Function = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # "cannot cache function: no locator available"

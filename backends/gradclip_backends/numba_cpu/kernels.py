@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from gradclip_backends.numba_cpu.elements import decode, narrow, view, widen
+from gradclip_backends.numba_cpu.elements import decode, larger_code, narrow, view, widen
 from gradclip_backends.numba_cpu.jit import jit
-from gradclip_backends.numba_cpu.lines import LANES, add_row, add_some
+from gradclip_backends.numba_cpu.lines import LANES, add_row, add_some, term
 
 BLOCK = 4096
 
@@ -50,10 +50,40 @@ def fold(lanes: Any) -> Any:
 
 
 @jit
+def sum_row(x: Any, n: Any, square: Any, lanes: Any) -> Any:
+    """The sum over up to 256 elements: of zeros, only as many are folded as it takes to have a power of two."""
+    width = 4
+    while width < n:
+        width *= 2
+    for k in range(n):
+        lanes[k] = term(x[k], square)
+    for k in range(n, width):
+        lanes[k] = 0.0
+    while width > 4:
+        width //= 2
+        for k in range(width):
+            lanes[k] += lanes[k + width]
+    return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
+
+
+@jit
+def largest_of(bits: Any, n: Any, zero: Any) -> Any:
+    """The largest magnitude's code."""
+    largest = zero
+    for k in range(n):
+        largest = larger_code(largest, bits[k])
+    return largest
+
+
+@jit
 def sum_block(address: Any, n: Any, itemsize: Any, square: Any, lanes: Any, codes: Any, tag: Any, zero: Any) -> Any:
-    """The sum over a block of ``n`` elements, what is missing counting as zeros; ``codes`` gets the largest codes."""
+    """The sum over a block of ``n`` elements, what is missing counting as zeros, and the largest magnitude's code."""
+    if n <= LANES:
+        return sum_row(view(address, n, tag), n, square, lanes), largest_of(view(address, n, zero), n, zero)
     for k in range(LANES):
         lanes[k] = 0.0
+    for k in range(codes.size):
+        codes[k] = zero
     rows = n // LANES
     for row in range(rows):
         add_row(address + np.uint64(row * LANES * itemsize), lanes, codes, square, tag)
@@ -61,7 +91,7 @@ def sum_block(address: Any, n: Any, itemsize: Any, square: Any, lanes: Any, code
     if left:
         rest = address + np.uint64(rows * LANES * itemsize)
         add_some(view(rest, left, tag), view(rest, left, zero), left, lanes, codes, square)
-    return fold(lanes)
+    return fold(lanes), largest_of(codes, codes.size, zero)
 
 
 @jit
@@ -146,10 +176,7 @@ def measure_range(
         n = min(BLOCK, lengths[s] - done)
         address = pointers[s] + np.uint64(done * itemsize)
         if not careful:
-            for k in range(codes.size):
-                codes[k] = zero
-            total = sum_block(address, n, itemsize, square, lanes, codes, tag, zero)
-            code = codes.max()
+            total, code = sum_block(address, n, itemsize, square, lanes, codes, tag, zero)
             if code < infinity:
                 found[block, 0] = widen(decode(code, tag))
                 sums[block] = total

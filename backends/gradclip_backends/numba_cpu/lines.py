@@ -101,6 +101,17 @@ def _ask(b: Any, address: Any) -> None:
     b.call(ask, [b.inttoptr(address, byte), _I32(0), _I32(3), _I32(1)])
 
 
+@intrinsic
+def ask(context: Any, address: Any) -> Any:
+    """Ask for the cache line at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _ask(builder, args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.uint64), generate
+
+
 _add_squares, _add_magnitudes = _row_intrinsic(True), _row_intrinsic(False)
 
 

@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-# Waking a thread costs about 20 µs, in which one core reads some 500 KB.
-SMALLEST_SHARED_BYTES = 1 << 20
-CHUNKS_PER_THREAD = 8
+# Until another thread has woken up and its end is known, one core has read 2 to 8 MB (150 µs on a virtual machine).
+SMALLEST_SHARED_BYTES = 8 << 20
+LEAST_CHUNK_BYTES = 1 << 18
 
 _executor: ThreadPoolExecutor | None = None
 _lock = threading.Lock()
@@ -36,16 +36,15 @@ def threads() -> int:
 
 def run(work: Callable[[int, int], None], blocks: int, bytes_: int, *, backwards: bool = False) -> None:
     """Call ``work(start, stop)`` over chunks of ``range(blocks)``, all of them; ``backwards``: the last one first."""
-    count = threads()
-    if count == 1 or bytes_ < SMALLEST_SHARED_BYTES:
+    count = 1 if bytes_ < SMALLEST_SHARED_BYTES else threads()
+    if count == 1:
         work(0, blocks)
         return
-    step = max(1, -(-blocks // (count * CHUNKS_PER_THREAD)))
-    chunks = iter(range(0, blocks, step)[:: -1 if backwards else 1])  # next() on it is atomic under the GIL
+    chunks = iter(_chunks(blocks, bytes_, count, backwards))  # next() on a list's iterator is atomic
 
     def take() -> None:
-        for start in chunks:
-            work(start, min(start + step, blocks))
+        for start, stop in chunks:
+            work(start, stop)
 
     helpers = _submit(take, count - 1)
     try:
@@ -54,6 +53,17 @@ def run(work: Callable[[int, int], None], blocks: int, bytes_: int, *, backwards
         for helper in helpers:
             if not helper.cancel():  # one that has not begun has nothing left to do
                 helper.result()
+
+
+def _chunks(blocks: int, bytes_: int, threads: int, backwards: bool) -> list[tuple[int, int]]:
+    """Each a part of what is left, so that there are few of them and the last ones end together."""
+    least = max(1, blocks * LEAST_CHUNK_BYTES // bytes_)
+    chunks, done = [], 0
+    while done < blocks:
+        stop = min(blocks, done + max(least, (blocks - done) // (4 * threads)))
+        chunks.append((blocks - stop, blocks - done) if backwards else (done, stop))
+        done = stop
+    return chunks
 
 
 def _submit(take: Callable[[], None], helpers: int) -> list[Future[None]]:

@@ -254,7 +254,7 @@ class _Expected:
         sanitize = rule.policy == "sanitize"
         bounds = None
         if rule.bounds is not None and rule.bounds[0] != -rule.bounds[1]:
-            low, high = stored_limits(rule.bounds, self.segments.dtypes)
+            low, high = stored_limits(rule.bounds, self.segments)
             bounds = low / self.inverse, high / self.inverse
         self.measured = measure(REFERENCE, host, rule.ord, sanitize=sanitize, bounds=bounds)
         poisoned = bool(self.measured.nonfinite.any()) and rule.policy in ("raise", "skip", "zero")
