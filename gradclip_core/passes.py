@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import overload
 
 import numpy as np
+import numpy.typing as npt
 
 from gradclip_core import registry
 from gradclip_core.arrays.docked import Docked
@@ -115,14 +116,19 @@ def write_in_place(backend: Backend, arrays: Sequence[Docked], flats: Flats, act
     if not (actions.op != LEAVE).any():
         return
     backend.apply(flats.buffers, flats.buffers, actions)
+    report_written(arrays, flats, actions.op)
+
+
+def report_written(arrays: Sequence[Docked], flats: Flats, op: npt.NDArray[np.uint8]) -> None:
+    """Packed copies go where they belong, and each framework is told of its arrays that were not left alone."""
     if isinstance(arrays, Fleet) and flats.manifest is not None:
-        arrays.door.after_write([arrays.leaves[i] for i in np.flatnonzero(actions.op != LEAVE).tolist()])
+        arrays.door.after_write([arrays.leaves[i] for i in np.flatnonzero(op != LEAVE).tolist()])
         return
     written = []
     start = 0
     for docked, flat in zip(arrays, flats, strict=True):
         stop = start + flat.buffer.rows
-        if (actions.op[start:stop] != LEAVE).any():
+        if (op[start:stop] != LEAVE).any():
             flat.unpack(docked)
             written.append(docked)
         start = stop

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradclip_backends.numba_cpu import carries, exchange, kernels, pool
+from gradclip_backends.numba_cpu import carries, clamp_kernels, exchange, kernels, pool
 from gradclip_backends.numba_cpu.elements import TAGS, code_tag
 from gradclip_backends.numba_cpu.lines import LANES, LINE
 from gradclip_core.protocol import (
@@ -150,14 +150,9 @@ class NumbaCpuBackend:
         with np.errstate(all="ignore"):  # for the kernels as plain Python
             if table.blocks:
                 pool.run(work, table.blocks, table.bytes)
-            out_sums, out_found = np.zeros(count), np.zeros((count, 4))
-            kernels.finish_segments(table.first, sums, found, out_sums, out_found)
+            _finish(table, sums, found, total)
             if what.carry and dtype is FLOAT64:
                 total.carries[index] = self._carries(table, what, exponents, sums)
-        total.sums[index] = out_sums
-        total.largest[index] = out_found[:, 0]
-        for field, counts in enumerate((total.infs, total.nans, total.outside), start=1):
-            counts[index] = out_found[:, field].astype(np.int64)
 
     @staticmethod
     def _carries(table: Table, what: What, exponents: IntArray, sums: FloatArray) -> FloatArray:
@@ -174,6 +169,46 @@ class NumbaCpuBackend:
             pool.run(work, table.blocks, table.bytes)
         carries.finish_carries(table.first, sums, of_blocks, out)
         return out
+
+    def clamp(
+        self, buffers: Sequence[Buffer], low: FloatArray, high: FloatArray, coarse: np.float32, fine: np.float32
+    ) -> tuple[Measurements, FloatArray]:
+        """See ``gradclip_core.one_pass.Clamps``."""
+        total, after = Measurements.empty(segments(buffers)), np.zeros(segments(buffers))
+        for table in tables(buffers):
+            self._clamp_table(table, low, high, coarse, fine, total, after)
+        return total, after
+
+    @staticmethod
+    def _clamp_table(
+        table: Table,
+        low: FloatArray,
+        high: FloatArray,
+        coarse: np.float32,
+        fine: np.float32,
+        total: Measurements,
+        after: FloatArray,
+    ) -> None:
+        dtype, index = table.dtype, table.index
+        tag: Any = TAGS[dtype]
+        zero = code_tag(tag)
+        infinity = zero.dtype.type(_FIRST_BEYOND[dtype.name])
+        lows, highs = low[index].astype(np.float32), high[index].astype(np.float32)
+        symmetric = bool((lows == -highs).all())
+        sums, written, found = np.empty(table.blocks), np.empty(table.blocks), np.zeros((table.blocks, 4))
+
+        def work(start: int, stop: int) -> None:
+            lanes, codes = _scratch.arrays(zero.dtype)
+            clamp_kernels.clamp_range(
+                tag, dtype.itemsize, zero, infinity, np.float32(dtype.largest), table.pointers, table.lengths,
+                table.first, coarse, fine, lows, highs, symmetric, start, stop, lanes, codes, sums, found, written,
+            )  # fmt: skip
+
+        with np.errstate(all="ignore"):
+            if table.blocks:
+                pool.run(work, table.blocks, table.bytes)
+            _finish(table, sums, found, total)
+            after[index] = _finish(table, written, found, Measurements.empty(after.size))
 
     def apply(self, buffers: Sequence[Buffer], out: Sequence[Buffer], actions: Actions) -> None:
         """See ``Backend.apply``."""
@@ -202,6 +237,17 @@ class NumbaCpuBackend:
         if source.blocks:
             with np.errstate(all="ignore"):
                 pool.run(work, source.blocks, source.bytes, backwards=True)
+
+
+def _finish(table: Table, sums: FloatArray, found: FloatArray, total: Measurements) -> FloatArray:
+    """From blocks to segments. Returns the sums."""
+    out_sums, out_found = np.zeros(table.index.size), np.zeros((table.index.size, 4))
+    kernels.finish_segments(table.first, sums, found, out_sums, out_found)
+    total.sums[table.index] = out_sums
+    total.largest[table.index] = out_found[:, 0]
+    for field, counts in enumerate((total.infs, total.nans, total.outside), start=1):
+        counts[table.index] = out_found[:, field].astype(np.int64)
+    return out_sums
 
 
 class _Scratch(threading.local):

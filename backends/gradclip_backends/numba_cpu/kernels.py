@@ -257,6 +257,11 @@ def scale_block_in_place(
     if fine == 1.0 and low == -math.inf and high == math.inf and not sanitize:  # nearly always: the product alone
         for i in range(n):
             x[i] = narrow(widen(x[i]) * factor, tag)
+    elif fine == 1.0 and not sanitize:
+        for i in range(n):
+            y = widen(x[i]) * factor
+            y = low if y < low else y
+            x[i] = narrow(high if y > high else y, tag)
     else:
         for i in range(n):
             x[i] = narrow(write_value(widen(x[i]), factor, fine, low, high, top, sanitize), tag)
