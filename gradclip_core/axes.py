@@ -55,14 +55,13 @@ def axes_of_units(axis: Axis, path: str, shape: tuple[int, ...]) -> tuple[int, .
     ndim = len(shape)
     if axis is None:
         return None
-    if not _is_layout(axis):
-        _integers(axis)
+    if _is_layout(axis):
+        if ndim <= 1:
+            return None
+        return tuple(range(1, ndim)) if axis == "all_but_first" else tuple(range(ndim - 1))
+    _integers(axis)
     if ndim <= 1:
         return None
-    if axis == "all_but_first":
-        return tuple(range(1, ndim))
-    if axis == "all_but_last":
-        return tuple(range(ndim - 1))
     axes = _integers(axis)
     reduced = {a % ndim for a in axes}
     if len(reduced) < len(axes) or not all(-ndim <= a < ndim for a in axes):

@@ -53,7 +53,7 @@ def global_norm(grads: Any, ord: float = 2, *, backend: str | None = None) -> fl
     order = validate.order(ord)
     cargo = unload(grads, "global_norm", clips=False)
     refuse_complex(cargo, "global_norm", GlobalNorm(1.0, order))
-    chosen, _ = choose(validate.How(backend=backend).backend, cargo.memory)
+    chosen, _ = choose(validate.How(backend=backend).backend, cargo.arrays)
     buffers = cargo.manifest or [readable(chosen, docked) for docked in cargo.arrays]
     measured = measure(chosen, buffers, order)
     return float(scope_norms(measured, np.zeros(len(cargo.arrays), np.int64), 1).value()[0])

@@ -59,8 +59,15 @@ class Norms:
     def value(self, factor: float = 1.0) -> FloatArray:
         """The norms times ``factor``, as float64; a finite norm beyond its range is its largest value."""
         with np.errstate(all="ignore"):
-            scaled = np.ldexp(self.root * factor, self.exponent)
+            scaled = times_power(self.root * factor, self.exponent)
+        if np.isfinite(scaled).all():
+            return scaled
         return np.where(np.isposinf(scaled) & np.isfinite(self.root), FLOAT64.largest, scaled)
+
+
+def times_power(values: FloatArray, exponents: IntArray) -> FloatArray:
+    """``values · 2^exponents``. As good as always no exponent is anything but 0, and that is seen at once."""
+    return np.ldexp(values, exponents) if exponents.any() else values
 
 
 def members(ids: IntArray, count: int) -> Iterable[IntArray]:
@@ -69,6 +76,11 @@ def members(ids: IntArray, count: int) -> Iterable[IntArray]:
         return [np.arange(ids.size)]
     order = np.argsort(ids, kind="stable")
     return np.split(order, np.searchsorted(ids[order], np.arange(1, count))) if count else []
+
+
+def one_each(ids: IntArray, count: int) -> bool:
+    """Whether every segment is a scope, in their order."""
+    return count == ids.size and bool((ids == np.arange(count)).all())
 
 
 def scope_norms(measured: Measured, ids: IntArray, count: int) -> Norms:
@@ -83,8 +95,7 @@ def scope_norms(measured: Measured, ids: IntArray, count: int) -> Norms:
 def _combine_sums(measured: Measured, ids: IntArray, count: int) -> Norms:
     ord = int(measured.ord)
     sums, carries, exponents = measured.found.sums, measured.found.carries, np.zeros(count, np.int64)
-    alone = count == sums.size and bool(np.array_equal(ids, np.arange(count)))
-    if alone:
+    if one_each(ids, count):
         total, carry, exponents = sums, carries, measured.exponents
     else:
         total, carry = np.empty(count), np.zeros(count)
@@ -102,10 +113,12 @@ def _combine_sums(measured: Measured, ids: IntArray, count: int) -> Norms:
     if ord == 1:
         return Norms(total, exponents, carry)
     root = np.sqrt(total)
+    if not measured.carried:
+        return Norms(root, exponents, np.zeros(count))
     square, lost = two_product(root, root)
     # One Newton step from root towards the root of total + carry.
     rest = np.where(root > 0, (((total - square) - lost) + carry) / (2 * root), 0.0)
-    return Norms(root, exponents, rest if measured.carried else np.zeros(count))
+    return Norms(root, exponents, rest)
 
 
 def _with_nonfinite(measured: Measured, norms: FloatArray) -> FloatArray:

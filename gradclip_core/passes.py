@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from gradclip_core import registry
 from gradclip_core.arrays.docked import Docked
-from gradclip_core.arrays.express import Fleet
+from gradclip_core.arrays.express import Fleet, in_units
 from gradclip_core.arrays.layout import Flat, array_buffer, dense_buffer, flatten_memory, strided
 from gradclip_core.device import DeviceBackend
 from gradclip_core.norms import Measured, rescaling
 from gradclip_core.plan import Segments
-from gradclip_core.protocol import FLOAT64, LEAVE, Actions, Backend, Buffer, FloatArray, Manifest, Request, What
+from gradclip_core.protocol import FLOAT64, LEAVE, Actions, Backend, Buffer, DType, FloatArray, Manifest, Request, What
 
 Axes = Sequence[tuple[int, ...] | None]
 
@@ -59,25 +59,30 @@ def _by_array(backend: Backend, docked: Docked) -> bool:
     return docked.device != "cpu" and getattr(backend, "takes_arrays", False)
 
 
-def flatten_all(backend: Backend, arrays: Sequence[Docked], axes: Axes, manifest: Manifest | None) -> Flats:
+def flatten_all(backend: Backend, arrays: Sequence[Docked], axes: Axes) -> Flats:
     """All arrays for both passes, an array at a time or as the one table that they came in by."""
-    return (
-        Flats([flattened(backend, d, a) for d, a in zip(arrays, axes, strict=True)])
-        if manifest is None
-        else Flats(manifest)
-    )
+    table = in_units(arrays, axes)
+    if table is not None:
+        return Flats(table)
+    return Flats([flattened(backend, docked, reduced) for docked, reduced in zip(arrays, axes, strict=True)])
 
 
-def choose(
-    name: str | None, buffers: Manifest | Sequence[Buffer] | Sequence[Docked]
-) -> tuple[Backend, dict[str, list[str]]]:
+def choose(name: str | None, buffers: Sequence[Buffer] | Sequence[Docked]) -> tuple[Backend, dict[str, list[str]]]:
     """The backend for this memory, and who was passed over."""
-    if isinstance(buffers, Manifest):
-        return registry.select(name, Request(frozenset({"cpu"}), frozenset(dtype.name for dtype in buffers.distinct)))
+    if isinstance(buffers, Fleet):
+        dtypes = frozenset(dtype.name for dtype in buffers.manifest.distinct)
+        return registry.select(name, Request(frozenset({"cpu"}), dtypes))
     devices = frozenset(buffer.device for buffer in buffers) or frozenset({"cpu"})
     dtypes = frozenset(buffer.dtype.name for buffer in buffers)
     kinds = {type(docked.array) for docked in buffers if isinstance(docked, Docked) and docked.device != "cpu"}
     return registry.select(name, Request(devices, dtypes, frozenset(k.__module__.partition(".")[0] for k in kinds)))
+
+
+def _dtypes(buffers: Sequence[Buffer]) -> Sequence[DType]:
+    """The storage types that there are."""
+    if isinstance(buffers, Manifest):
+        return buffers.distinct
+    return list({id(buffer.dtype): buffer.dtype for buffer in buffers}.values())
 
 
 def measure(
@@ -96,7 +101,7 @@ def measure(
         units = found.largest
         found = backend.measure(buffers, What(ord, units=units, sanitize=sanitize, bounds=bounds))
         return Measured(found, ord, exponents, units, sanitize)
-    narrow = isinstance(buffers, Manifest) and FLOAT64 not in buffers.distinct
+    narrow = FLOAT64 not in _dtypes(buffers)
     again = None if narrow else rescaling(found, Segments.of(buffers).float64, ord)
     if again is not None:
         exponents = again
@@ -121,17 +126,19 @@ def write_in_place(backend: Backend, arrays: Sequence[Docked], flats: Flats, act
 
 def report_written(arrays: Sequence[Docked], flats: Flats, op: npt.NDArray[np.uint8]) -> None:
     """Packed copies go where they belong, and each framework is told of its arrays that were not left alone."""
-    if isinstance(arrays, Fleet) and flats.manifest is not None:
-        arrays.door.after_write([arrays.leaves[i] for i in np.flatnonzero(op != LEAVE).tolist()])
+    changed: npt.NDArray[np.bool_] = op != LEAVE
+    manifest = flats.manifest
+    rows = np.array([buffer.rows for buffer in flats.buffers], np.int64) if manifest is None else manifest.rows
+    if rows is not None:  # from segments to arrays
+        ends, seen = np.cumsum(rows), np.concatenate([[0], np.cumsum(changed)])
+        changed = seen[ends] > seen[ends - rows]
+    if isinstance(arrays, Fleet) and manifest is not None:
+        arrays.door.after_write([arrays.leaves[i] for i in np.flatnonzero(changed).tolist()])
         return
     written = []
-    start = 0
-    for docked, flat in zip(arrays, flats, strict=True):
-        stop = start + flat.buffer.rows
-        if (op[start:stop] != LEAVE).any():
-            flat.unpack(docked)
-            written.append(docked)
-        start = stop
+    for i in np.flatnonzero(changed).tolist():
+        flats[i].unpack(arrays[i])
+        written.append(arrays[i])
     report_writes(written)
 
 
@@ -139,11 +146,14 @@ def write_new(
     backend: Backend,
     arrays: Sequence[Docked],
     targets: Sequence[Docked],
-    flats: Sequence[Flat],
+    flats: Flats,
     axes: Axes,
     actions: Actions,
 ) -> None:
     """Write into ``targets``; ``arrays`` stay as they are."""
+    if flats.manifest is not None and (table := in_units(targets, axes)) is not None:
+        backend.apply(flats.manifest, table, actions)
+        return
     sources: list[Flat] = []
     sinks: list[Buffer] = []
     for docked, target, flat, reduced in zip(arrays, targets, flats, axes, strict=True):

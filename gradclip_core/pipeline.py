@@ -14,6 +14,7 @@ import numpy as np
 from gradclip_core import projected
 from gradclip_core.arrays.dock import Cargo, unload
 from gradclip_core.arrays.docked import Docked
+from gradclip_core.arrays.express import Fleet, new_alike
 from gradclip_core.casting import Cast, cast_to, write_cast
 from gradclip_core.device import Answer, DeviceBackend
 from gradclip_core.errors import GradClipError, InvalidArgumentError
@@ -26,7 +27,7 @@ from gradclip_core.plan import Segments, needs_carries
 from gradclip_core.precision.environment import ieee_arithmetic
 from gradclip_core.precision.nonfinite import refuse
 from gradclip_core.project import Move, Project
-from gradclip_core.protocol import Actions, Backend, DType, FloatArray, Manifest, Scopes
+from gradclip_core.protocol import Actions, Backend, DType, FloatArray, Scopes
 from gradclip_core.report import Decided, Story, array_ids, conclude, report
 from gradclip_core.rules import Rule, Value
 from gradclip_core.stages import Stage, prepare, refuse_complex
@@ -67,7 +68,7 @@ def run(
     """
     cargo = unload(grads, asked, in_place=target == "memory")
     refuse_complex(cargo, asked, rule)
-    backend, passed = choose(how.backend, cargo.memory)
+    backend, passed = choose(how.backend, cargo.arrays)
     for part in rule.stages:
         if isinstance(part, Project):
             part.refuse_unfit(cargo, backend, asked)
@@ -109,10 +110,11 @@ def _run_on_host(
     cast: Cast | None,
 ) -> Outcome:
     current: Sequence[Docked] = cargo.arrays
+    targets: Sequence[Docked]
     steps: list[Step] = []
     decided: list[Decided] = []
     for number, stage in enumerate(stages):
-        flats = flatten_all(backend, current, stage.axes, _table(cargo, current, stage.axes))
+        flats = flatten_all(backend, current, stage.axes)
         if target == "memory" and (clamped := clamp_in_one_pass(backend, current, stages, flats, underflow)):
             info = report(cargo.names(), lambda: clamped, backend.name, passed, known=True)
             return Outcome(cargo, current, steps, info, lambda: clamped)
@@ -135,14 +137,14 @@ def _run_on_host(
         elif target == "memory" or number > 0:
             found = _write(backend, current, current, flats, stage.axes, actions, moves)
         elif target == "new" or needs_result:
-            targets = [docked.door.new_like(docked) for docked in current]
+            targets = new_alike(current)
             found = _write(backend, current, targets, flats, stage.axes, actions, moves)
             current = targets
         elif moves:
             found = projected.foresee(backend, moves, flats)
         here = projected.conclude(here, moves, found)
         if moves and current is cargo.arrays and target == "nothing" and here.decision.clipped_norm is None:
-            targets = [docked.door.new_like(docked) for docked in current]
+            targets = new_alike(current)
             _write(backend, current, targets, flats, stage.axes, actions, moves)
             current = targets
         decided.append(here)
@@ -151,7 +153,7 @@ def _run_on_host(
     after = decided[-1].decision.clipped_norm
     # A chain reports both norms in its first rule's order.
     if not decided[-1].skipped and (after is None or stages[-1].rule.order != stages[0].rule.order):
-        after = _norm(backend, cargo, current, stages[0].rule.order)
+        after = _norm(backend, current, stages[0].rule.order)
     story = Story(decided, after)
     info = report(cargo.names(), lambda: story, backend.name, passed, known=True)
     return Outcome(cargo, current, steps, info, lambda: story)
@@ -186,8 +188,8 @@ class Structure:
     @classmethod
     def of(cls, cargo: Cargo) -> Structure:
         """Path, shape and dtype of every leaf, and which leaves are one array."""
-        arrays = (cargo.arrays[i] for i in cargo.index)
-        leaves = [(p, a.shape, a.dtype.name) for a, p in zip(arrays, cargo.tree.paths, strict=True)]
+        looks = cargo.looks
+        leaves = [(path, *looks[i]) for i, path in zip(cargo.index, cargo.tree.paths, strict=True)]
         return cls(leaves, list(cargo.index))
 
 
@@ -196,12 +198,12 @@ def replay(backend_name: str, grads: Any, steps: Sequence[Step], like: Structure
     """Write decided steps to gradients of the same structure. Returns the new container, if any."""
     cargo = unload(grads, asked, in_place=target == "memory")
     check_alike(Structure.of(cargo), like, asked)
-    backend, _ = choose(backend_name, cargo.memory)
+    backend, _ = choose(backend_name, cargo.arrays)
     current: Sequence[Docked] = cargo.arrays
     for number, step in enumerate(steps):
-        targets = current if target == "memory" or number > 0 else [docked.door.new_like(docked) for docked in current]
+        targets = current if target == "memory" or number > 0 else new_alike(current)
         if isinstance(step.actions, Actions):
-            flats = flatten_all(backend, current, step.axes, _table(cargo, current, step.axes))
+            flats = flatten_all(backend, current, step.axes)
             _write(backend, current, targets, flats, step.axes, step.actions, step.moves)
         else:
             from gradclip_core.device_run import write
@@ -214,7 +216,10 @@ def replay(backend_name: str, grads: Any, steps: Sequence[Step], like: Structure
 
 def finish(cargo: Cargo, arrays: Sequence[Docked]) -> Any:
     """The user's container around new arrays; a leaf that was there twice is one array again."""
-    made = [new.door.finish(new, old) for new, old in zip(arrays, cargo.arrays, strict=True)]
+    if isinstance(arrays, Fleet):
+        made = arrays.leaves
+    else:
+        made = [new.door.finish(new, old) for new, old in zip(arrays, cargo.arrays, strict=True)]
     return cargo.tree.rebuild([made[i] for i in cargo.index])
 
 
@@ -255,14 +260,8 @@ def _decide(
     return conclude(stage, measured, segments), ()
 
 
-def _table(cargo: Cargo, arrays: Sequence[Docked], axes: Axes) -> Manifest | None:
-    """The cargo's table, if it is of these arrays, and each is one segment."""
-    return cargo.manifest if arrays is cargo.arrays and axes.count(None) == len(axes) else None
-
-
-def _norm(backend: Backend, cargo: Cargo, arrays: Sequence[Docked], ord: float) -> float:
-    whole: Axes = [None] * len(arrays)
-    measured = measure(backend, flatten_all(backend, arrays, whole, _table(cargo, arrays, whole)).buffers, ord)
+def _norm(backend: Backend, arrays: Sequence[Docked], ord: float) -> float:
+    measured = measure(backend, flatten_all(backend, arrays, [None] * len(arrays)).buffers, ord)
     return float(scope_norms(measured, np.zeros(measured.found.sums.size, np.int64), 1).value()[0])
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradclip_core.norms import Measured, Norms, scope_norms
+from gradclip_core.norms import Measured, Norms, one_each, scope_norms, times_power
 from gradclip_core.precision.factors import aim_float32, aim_float64, round_down_float32, split
 from gradclip_core.protocol import (
     DTYPES,
@@ -97,8 +97,8 @@ def decide_norms(measured: Measured, scopes: Scopes, segments: Segments, inverse
         return Decision(leave, False, left_alone, None if measured.nonfinite.any() else inverse)
 
     narrow_scope = _narrow(scopes, segments)
-    sizes = np.zeros(count)
-    np.add.at(sizes, ids, segments.sizes)
+    spread = None if one_each(ids, count) else ids
+    sizes = segments.sizes if spread is None else np.asarray(np.bincount(ids, segments.sizes, count), np.float64)
     aim = aim_float32(scopes.limits, norms, sizes, measured.ord)
     if not narrow_scope.all():
         aim = np.where(narrow_scope, aim, aim_float64(scopes.limits, norms, sizes, measured.ord))
@@ -109,14 +109,15 @@ def decide_norms(measured: Measured, scopes: Scopes, segments: Segments, inverse
     factor = np.where(np.isnan(norms.root), np.nan, factor)
     factor = np.where(narrow_scope, round_down_float32(factor), factor)
     multiplied_by_zero = (factor == 0) & np.isfinite(norms.root)
-    op = np.where(multiplied_by_zero, ZERO, np.where(factor == 1, LEAVE, SCALE)).astype(np.uint8)[ids]
+    op = np.where(multiplied_by_zero, ZERO, np.where(factor == 1, LEAVE, SCALE)).astype(np.uint8)
+    op = op if spread is None else op[spread]
     if sanitize:
         op = np.where((measured.nonfinite > 0) & (op == LEAVE), SCALE, op).astype(np.uint8)
     clipped = bool(beyond.any()) or bool(np.isnan(norms.root).any())
     alike = bool((factor == factor[0]).all()) if count else True
     poisoned = bool(measured.nonfinite.any())
     return Decision(
-        actions_of(op, factor, ids=ids, sanitize=sanitize),
+        actions_of(op, factor, ids=spread, sanitize=sanitize),
         clipped,
         _norm_after(measured, norms, scopes, beyond, factor)
         if clipped
@@ -127,7 +128,7 @@ def decide_norms(measured: Measured, scopes: Scopes, segments: Segments, inverse
 
 def _norm_after(measured: Measured, norms: Norms, scopes: Scopes, beyond: BoolArray, factor: FloatArray) -> float:
     """The norm of everything, once each scope has its factor."""
-    applied = np.ldexp(norms.root * factor, norms.exponent)
+    applied = times_power(norms.root * factor, norms.exponent)
     return scope_values(np.where(beyond, np.minimum(applied, scopes.limits), applied), measured.ord)
 
 
@@ -142,15 +143,18 @@ def _norm_left_alone(measured: Measured, norms: Norms, scopes: Scopes, inverse: 
 def _narrow(scopes: Scopes, segments: Segments) -> BoolArray:
     """The scopes in which elements other than float64 take part: they have a float32 factor."""
     narrow_scope = np.zeros(scopes.limits.size, np.bool_)
-    np.logical_or.at(narrow_scope, scopes.ids, ~segments.float64 & (segments.sizes > 0))
+    part = ~segments.float64 & (segments.sizes > 0)
+    narrow_scope[scopes.ids if part.all() else scopes.ids[part]] = True
     return narrow_scope
 
 
 def over(norms: Norms, scopes: Scopes, inverse: float) -> BoolArray:
     """The scopes whose norm is over their limit, compared in units of 2^exponent: no side overflows."""
-    limits = np.ldexp(scopes.limits, -norms.exponent)
+    limits = times_power(scopes.limits, -norms.exponent)
     root = norms.root * inverse
     beyond: BoolArray = root > limits
+    if not norms.rest.any():
+        return beyond
     # The rounded norm is over; the carries may know that the norm itself is not.
     margin = root - limits
     return beyond & ~((norms.rest < 0) & (margin + norms.rest * inverse <= 0))

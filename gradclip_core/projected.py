@@ -134,7 +134,7 @@ def _write_rest(
         picked = np.isin(ids, rest)
         part = actions_of(actions.op[picked], actions.factor[picked], sanitize=actions.sanitize)
         olds, news = [arrays[i] for i in rest], [targets[i] for i in rest]
-        write_new(backend, olds, news, [flats[i] for i in rest], [axes[i] for i in rest], part)
+        write_new(backend, olds, news, Flats([flats[i] for i in rest]), [axes[i] for i in rest], part)
 
 
 def foresee(backend: Backend, moves: Sequence[Move], flats: Sequence[Flat]) -> list[FloatArray]:

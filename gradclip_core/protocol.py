@@ -92,23 +92,31 @@ class Buffer:
 
 
 class Manifest(Sequence[Buffer]):
-    """Dense host memory, a segment for each array, as NumPy arrays: the same as a list of buffers, but for
+    """Dense host memory as NumPy arrays with an entry per segment: the same as a list of buffers, but for
     thousands of small ones. A backend that looks at no more than ``Sequence[Buffer]`` is served all the same.
 
-    ``codes`` are places in ``DTYPES``; ``owners`` keep the memory alive.
+    ``codes`` are places in ``DTYPES``; ``owners`` keep the memory alive. ``rows``: how many segments each array
+    has, at least one; None: one each.
     """
 
-    __slots__ = ("codes", "distinct", "lengths", "owners", "pointers")
+    __slots__ = ("_starts", "codes", "distinct", "lengths", "owners", "pointers", "rows")
 
     def __init__(
-        self, pointers: npt.NDArray[np.uint64], lengths: IntArray, codes: IntArray, owners: Sequence[object]
+        self,
+        pointers: npt.NDArray[np.uint64],
+        lengths: IntArray,
+        codes: IntArray,
+        owners: Sequence[object],
+        rows: IntArray | None = None,
     ) -> None:
-        self.pointers, self.lengths, self.codes, self.owners = pointers, lengths, codes, owners
-        self.distinct = [_BY_CODE[code] for code in sorted(set(codes.tolist()))]
+        self.pointers, self.lengths, self.codes, self.owners, self.rows = pointers, lengths, codes, owners, rows
+        self._starts = None if rows is None else np.cumsum(rows) - rows
+        of_arrays = codes if self._starts is None else codes[self._starts]
+        self.distinct = [_BY_CODE[code] for code in sorted(set(of_arrays.tolist()))]
         """The storage types that there are, in the order of ``DTYPES``."""
 
     def __len__(self) -> int:
-        return self.lengths.size
+        return len(self.owners)
 
     @overload
     def __getitem__(self, i: int) -> Buffer: ...
@@ -117,8 +125,15 @@ class Manifest(Sequence[Buffer]):
     def __getitem__(self, i: int | slice) -> Buffer | list[Buffer]:
         if isinstance(i, slice):
             return [self[j] for j in range(len(self))[i]]
-        dtype = _BY_CODE[self.codes[i]]
-        return Buffer(int(self.pointers[i]), int(self.lengths[i]), dtype, owner=self.owners[i])
+        rows, owner = 1, self.owners[i]
+        if self.rows is not None and self._starts is not None:
+            rows, i = int(self.rows[i]), int(self._starts[i])
+        return Buffer(int(self.pointers[i]), int(self.lengths[i]), _BY_CODE[self.codes[i]], rows, owner=owner)
+
+    @property
+    def dtypes(self) -> list[DType]:
+        """The storage type of each."""
+        return [_BY_CODE[code] for code in self.codes.tolist()]
 
 
 _BY_CODE = list(DTYPES.values())
@@ -258,4 +273,4 @@ class Backend(Protocol):
 
 def segments(buffers: Sequence[Buffer]) -> int:
     """How many segments the buffers have together."""
-    return len(buffers) if isinstance(buffers, Manifest) else sum(buffer.rows for buffer in buffers)
+    return buffers.lengths.size if isinstance(buffers, Manifest) else sum(buffer.rows for buffer in buffers)

@@ -33,7 +33,7 @@ class Site:
     @cached_property
     def shapes(self) -> list[tuple[int, ...]]:
         """The shape of each array."""
-        return [docked.shape for docked in self._cargo.arrays]
+        return self._cargo.shapes
 
     @cached_property
     def tied(self) -> dict[str, int]:
@@ -79,7 +79,7 @@ class Rule:
 class WeightArrays:
     """The weights that a rule's limits come of: for each of the gradients' arrays one of the same shape."""
 
-    arrays: list[Docked]
+    arrays: Sequence[Docked]
     axes: list[tuple[int, ...] | None]
     clipping: float
     eps: float

@@ -123,4 +123,4 @@ def refuse_complex(cargo: Cargo, asked: str, rule: Rule) -> None:
 def _rows(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> int:
     if axes is None or len(axes) == len(shape):
         return 1
-    return int(np.prod([n for axis, n in enumerate(shape) if axis not in axes], dtype=np.int64))
+    return math.prod(n for axis, n in enumerate(shape) if axis not in axes)

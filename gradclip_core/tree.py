@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import operator
 import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
@@ -38,6 +39,11 @@ class Node:
             self._names = [str(i) for i in self._names]
         return self._names
 
+    @property
+    def numbered(self) -> bool:
+        """Whether the children's names are those of a list's."""
+        return all(map(operator.eq, self.names, map(str, range(len(self.children)))))
+
 
 _LEAF = Node((), (), lambda values: values)  # stands for "a leaf is here"; None stands for None
 
@@ -45,11 +51,12 @@ _LEAF = Node((), (), lambda values: values)  # stands for "a leaf is here"; None
 class Tree:
     """A container's structure, without its leaves."""
 
-    __slots__ = ("_paths", "root")
+    __slots__ = ("_lengths", "_paths", "root")
 
     def __init__(self, root: Node | None) -> None:
         self.root = root
         self._paths: list[str] | None = None
+        self._lengths: dict[str, int] | None = None
 
     @property
     def paths(self) -> list[str]:
@@ -69,8 +76,12 @@ class Tree:
     @property
     def lengths(self) -> dict[str, int]:
         """The path of each list-like container -> how many children it has, None among them."""
-        nodes = (("", self.root), *_nodes(self.root, ""))
-        return {path: len(node.names) for path, node in nodes if node and list(node.names) == _numbers(node)}
+        if self._lengths is None:
+            nodes = (("", self.root), *_nodes(self.root, ""))
+            self._lengths = {
+                path: len(node.children) for path, node in nodes if node is _LEAF or (node and node.numbered)
+            }
+        return self._lengths
 
     def names_only(self) -> Tree:
         """The same names, without what puts containers back: that may hold on to the leaves."""
@@ -250,11 +261,8 @@ def _nodes(node: Node | None, prefix: str) -> Iterator[tuple[str, Node | None]]:
         return
     for name, child in zip(node.names, node.children, strict=True):
         yield prefix + name, child
-        yield from _nodes(child, f"{prefix}{name}.")
-
-
-def _numbers(node: Node) -> list[str]:
-    return [str(i) for i in range(len(node.names))]
+        if child is not None and child is not _LEAF:
+            yield from _nodes(child, f"{prefix}{name}.")
 
 
 def _numbered(paths: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ library, so ``axis`` has no default.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +15,13 @@ import numpy as np
 
 from gradclip_core import validate
 from gradclip_core.arrays.dock import unload
+from gradclip_core.arrays.express import in_units
 from gradclip_core.axes import Axis, axes_of_units, check_axis
 from gradclip_core.errors import InvalidArgumentError
 from gradclip_core.members import match
 from gradclip_core.norms import Measured, scope_norms
 from gradclip_core.passes import choose, measure, readable
-from gradclip_core.protocol import FloatArray, IntArray
+from gradclip_core.protocol import Buffer, FloatArray, IntArray
 from gradclip_core.rules import NormRule, Site, WeightArrays
 from gradclip_core.tree import kept
 
@@ -46,18 +48,23 @@ class UnitNorm(NormRule):
     def weights(self, site: Site) -> WeightArrays | None:
         """See ``NormRule.weights``: a scope for each unit."""
         params = unload(self.params, "adaptive_clip, params", clips=False)
-        arrays = [params.arrays[i] for i in match(params, site, "adaptive_clip, params", "parameter")]
-        axes = [axes_of_units(self.axis, path, docked.shape) for path, docked in zip(site.paths, arrays, strict=True)]
-        return WeightArrays(arrays, axes, self.clipping, self.eps, site.paths)
+        index = match(params, site, "adaptive_clip, params", "parameter")
+        axes = [axes_of_units(self.axis, path, shape) for path, shape in zip(site.paths, site.shapes, strict=True)]
+        if params.manifest is not None and index == list(range(len(params.arrays))):
+            return WeightArrays(params.arrays, axes, self.clipping, self.eps, site.paths)
+        return WeightArrays([params.arrays[i] for i in index], axes, self.clipping, self.eps, site.paths)
 
 
 def measured_limits(weights: WeightArrays) -> FloatArray:
     """A limit for each unit, the weights measured where they are."""
     backend, _ = choose(None, weights.arrays)
-    buffers = [readable(backend, docked, axes) for docked, axes in zip(weights.arrays, weights.axes, strict=True)]
+    buffers: Sequence[Buffer] = in_units(weights.arrays, weights.axes) or [
+        readable(backend, docked, axes) for docked, axes in zip(weights.arrays, weights.axes, strict=True)
+    ]
     measured = measure(backend, buffers, 2.0)
-    rows = np.array([buffer.rows for buffer in buffers], np.int64)
-    refuse_nonfinite_weights(weights, measured.nonfinite, rows)
+    if measured.nonfinite.any():
+        rows = np.array([buffer.rows for buffer in buffers], np.int64)
+        refuse_nonfinite_weights(weights, measured.nonfinite, rows)
     return limits_of(measured, weights.clipping, weights.eps)
 
 

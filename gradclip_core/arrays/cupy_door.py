@@ -69,9 +69,5 @@ class CupyDoor:
     def after_write(self, written: Sequence[Any]) -> None:
         """CuPy keeps no record of writes."""
 
-    def plain(self, leaves: Sequence[Any]) -> bool:
-        """Never: see ``dock``."""
-        return False
-
 
 DOOR = CupyDoor()

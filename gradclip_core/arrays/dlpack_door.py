@@ -178,10 +178,6 @@ class DlpackDoor:
     def after_write(self, written: Sequence[Any]) -> None:
         """DLPack has no way to say that memory has changed."""
 
-    def plain(self, leaves: Sequence[Any]) -> bool:
-        """Never: see ``dock``."""
-        return False
-
 
 def _export(x: Any) -> tuple[str, Any]:
     """The device, and the capsule where that is host memory or a CUDA device's."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradclip_core.arrays import dlpack_door, numpy_door
 from gradclip_core.arrays.docked import Docked, Door, Refused
-from gradclip_core.arrays.express import Fleet, manifest_of
+from gradclip_core.arrays.express import Fleet, fleet_of
 from gradclip_core.arrays.layout import overlapping_pair, overlaps_itself
 from gradclip_core.errors import InvalidArgumentError, ReadOnlyError, UnsafeMemoryError, UnsupportedArrayError
 from gradclip_core.protocol import Manifest
@@ -37,8 +37,11 @@ class Cargo:
     arrays: Sequence[Docked]
     index: Sequence[int]
     """For each leaf, its entry of ``arrays``."""
-    manifest: Manifest | None = None
-    """All arrays in one table, where they came in by ``express.py``: real, dense, in host memory, each once."""
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """All arrays in one table, where they came in by ``express.py``: real, dense, in host memory, each once."""
+        return self.arrays.manifest if isinstance(self.arrays, Fleet) else None
 
     def names(self) -> Names:
         """What a report needs of the arrays, without holding on to their memory."""
@@ -50,9 +53,16 @@ class Cargo:
         return self.arrays[0].device if self.arrays and self.manifest is None else "cpu"
 
     @property
-    def memory(self) -> Manifest | Sequence[Docked]:
-        """What ``choose`` is to find a backend for."""
-        return self.arrays if self.manifest is None else self.manifest
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of each array."""
+        return self.arrays.shapes if isinstance(self.arrays, Fleet) else [docked.shape for docked in self.arrays]
+
+    @property
+    def looks(self) -> list[tuple[tuple[int, ...], str]]:
+        """Shape and dtype of each array."""
+        if self.manifest is not None and isinstance(self.arrays, Fleet):
+            return list(zip(self.arrays.shapes, (dtype.name for dtype in self.manifest.dtypes), strict=True))
+        return [(docked.shape, docked.dtype.name) for docked in self.arrays]
 
     def first_path(self, array: int) -> str:
         """The path of the first leaf that is this array."""
@@ -60,6 +70,8 @@ class Cargo:
 
     def first_paths(self) -> list[str]:
         """The path of each array."""
+        if isinstance(self.index, range):
+            return self.tree.paths
         found: dict[int, str] = {}
         for array, path in zip(self.index, self.tree.paths, strict=True):
             found.setdefault(array, path)
@@ -73,9 +85,9 @@ def unload(container: Any, asked: str, *, in_place: bool = False, clips: bool = 
     that are no gradients although they have one.
     """
     leaves, tree = flatten(container)
-    door = _doors.get(type(leaves[0])) if leaves else None
-    if door is not None and (manifest := manifest_of(leaves, door)) is not None:
-        return Cargo(tree, Fleet(leaves, door), range(len(leaves)), manifest)
+    fleet = fleet_of(leaves, _doors.get(type(leaves[0]))) if leaves else None
+    if fleet is not None:
+        return Cargo(tree, fleet, range(len(leaves)))
     arrays: list[Docked] = []
     index: list[int] = []
     known: dict[object, int] = {}
@@ -84,7 +96,7 @@ def unload(container: Any, asked: str, *, in_place: bool = False, clips: bool = 
         try:
             docked = door.dock(leaf)
             if clips:
-                _refuse_parameter(leaf, door)
+                _refuse_parameter(leaf, door, in_place)
         except Refused as refused:
             raise refused.kind(f"{asked}, array '{tree.paths[position]}'", refused.seen, refused.cure) from refused
         # Where there is no memory, nothing can be shared.
@@ -131,7 +143,7 @@ def _find_door(leaf: Any, asked: str, tree: Tree, position: int) -> Door:
     return door
 
 
-def _refuse_parameter(leaf: Any, door: Door) -> None:
+def _refuse_parameter(leaf: Any, door: Door, in_place: bool) -> None:
     """Tensors that autograd knows: ``model.parameters()`` in place of the gradients, or a graph's own."""
     if not getattr(leaf, "requires_grad", False) or door is numpy_door.DOOR or door is dlpack_door.DOOR:
         return
@@ -146,6 +158,12 @@ def _refuse_parameter(leaf: Any, door: Door) -> None:
             InvalidArgumentError,
             "it is a parameter that has a gradient, so its weights would be clipped and its gradient not",
             "Pass [p.grad for p in parameters]; to clip the weights themselves, pass p.data",
+        )
+    if in_place and isinstance(leaf, sys.modules["torch"].nn.Parameter):
+        raise Refused(
+            InvalidArgumentError,
+            "it is a parameter that has no gradient yet: its weights would be clipped",
+            "Call backward first, and pass [p.grad for p in parameters]; to clip the weights themselves, pass p.data",
         )
 
 

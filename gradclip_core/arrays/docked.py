@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from gradclip_core.errors import GradClipError
 from gradclip_core.protocol import DType
@@ -41,11 +41,17 @@ class Door(Protocol):
         """Tell the framework that the memory of these arrays of its has changed behind its back."""
         ...
 
-    def plain(self, leaves: Sequence[Any]) -> bool:
-        """Whether arrays of one and the same type need no more looked at than memory, dtype, shape and strides.
 
-        Asked once for all of them: they then come in by ``arrays/express.py``, and not one by one.
-        """
+@runtime_checkable
+class PlainDoor(Door, Protocol):
+    """A door whose arrays may come in by ``arrays/express.py``, all at once and not one by one."""
+
+    def plain(self, leaves: Sequence[Any]) -> bool:
+        """Whether arrays of one and the same type need no more looked at than memory, dtype, shape and strides."""
+        ...
+
+    def empty_like(self, x: Any) -> Any:
+        """A plain array like a plain one, not initialised, with its axes in the same order in memory."""
         ...
 
 

@@ -8,22 +8,34 @@ its sentence.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
 
 from gradclip_core import registry
-from gradclip_core.arrays.docked import Docked, Door
+from gradclip_core.arrays.docked import Docked, Door, PlainDoor
 from gradclip_core.protocol import DTYPES, Manifest
 
 
 class Fleet(Sequence[Docked]):
-    """Arrays that came in by express. One is docked when somebody looks at it."""
+    """Arrays that came in by express, and all of them as one table. One is docked when somebody looks at it."""
 
-    def __init__(self, leaves: Sequence[Any], door: Door) -> None:
-        self.leaves, self.door = leaves, door
+    def __init__(self, leaves: Sequence[Any], door: PlainDoor, manifest: Manifest) -> None:
+        self.leaves, self.door, self.manifest = leaves, door, manifest
         self._docked: dict[int, Docked] = {}
+
+    @cached_property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The arrays' shapes; none is docked for it."""
+        return [tuple(leaf.shape) for leaf in self.leaves]
+
+    @property
+    def row_major(self) -> list[bool]:
+        """Whether each array's elements lie in C order; none is docked for it."""
+        return [x.flags.c_contiguous if isinstance(x, np.ndarray) else x.is_contiguous() for x in self.leaves]
 
     def __len__(self) -> int:
         return len(self.leaves)
@@ -40,13 +52,53 @@ class Fleet(Sequence[Docked]):
         return self._docked[i]
 
 
-def manifest_of(leaves: Sequence[Any], door: Door) -> Manifest | None:
-    """The leaves as one table, if all are plain dense arrays of one type in host memory, and none shares memory."""
+def fleet_of(leaves: Sequence[Any], door: Door | None) -> Fleet | None:
+    """The leaves, if all are plain dense arrays of one type in host memory, and none shares memory."""
     read = getattr(registry.loaded("numba_cpu"), "read_arrays", None)
-    if read is None or len(set(map(type, leaves))) > 1:
+    if read is None or not isinstance(door, PlainDoor) or len(set(map(type, leaves))) > 1:
         return None
     manifest: Manifest | None = read(leaves)
-    return None if manifest is None or not door.plain(leaves) or _share_memory(manifest) else manifest
+    if manifest is None or not door.plain(leaves) or _share_memory(manifest):
+        return None
+    return Fleet(leaves, door, manifest)
+
+
+def new_alike(arrays: Sequence[Docked]) -> Sequence[Docked]:
+    """New memory like that of each array, not initialised."""
+    if isinstance(arrays, Fleet):
+        made = fleet_of([arrays.door.empty_like(leaf) for leaf in arrays.leaves], arrays.door)
+        if made is not None:
+            return made
+    return [docked.door.new_like(docked) for docked in arrays]
+
+
+def in_units(arrays: Sequence[Docked], axes: Sequence[tuple[int, ...] | None]) -> Manifest | None:
+    """The table with a segment for each unit, where all units lie one after the other in their array's memory.
+
+    None where they do not, and where the arrays did not come in by express.
+    """
+    if not isinstance(arrays, Fleet):
+        return None
+    manifest = arrays.manifest
+    if all(reduced is None for reduced in axes):
+        return manifest
+    counts = []
+    for shape, reduced, row_major in zip(arrays.shapes, axes, arrays.row_major, strict=True):
+        ndim = len(shape)
+        kept = 0 if reduced is None else ndim - len(reduced)
+        if kept and not (row_major and reduced == tuple(range(kept, ndim))):
+            return None
+        counts.append(math.prod(shape[:kept]))
+    rows = np.array(counts, np.int64)
+    if not rows.all():
+        return None
+    lengths = manifest.lengths // rows
+    strides = (lengths * _ITEMSIZES[manifest.codes]).astype(np.uint64)
+    # Numbered through, the units of an array would be these if it began so many units earlier.
+    origins = manifest.pointers - (np.cumsum(rows) - rows).astype(np.uint64) * strides
+    lengths, codes, strides = (np.repeat(values, rows) for values in (lengths, manifest.codes, strides))
+    pointers = np.repeat(origins, rows) + np.arange(lengths.size, dtype=np.uint64) * strides
+    return Manifest(pointers, lengths, codes, manifest.owners, rows)
 
 
 _ITEMSIZES = np.array([dtype.itemsize for dtype in DTYPES.values()], np.int64)

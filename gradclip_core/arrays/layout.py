@@ -125,9 +125,12 @@ def dense_buffer(docked: Docked, axes: tuple[int, ...] | None) -> Buffer | None:
     if rows * length:
         if axes is None or len(axes) == len(docked.shape):
             fits = is_dense(docked)
+        elif docked.pointer % docked.dtype.itemsize:
+            fits = False
+        elif docked.contiguous and order == tuple(range(len(order))):  # as good as always, and at once
+            fits = True
         else:
-            aligned = docked.pointer % docked.dtype.itemsize == 0
-            fits = aligned and bool(view(docked).transpose(order).flags.c_contiguous)
+            fits = bool(view(docked).transpose(order).flags.c_contiguous)
         if not fits:
             return None
     return _buffer(docked, length, rows)

@@ -66,6 +66,10 @@ class NumpyDoor:
         """Arrays, no subclass of them; what is read-only or not native is found out as they are read."""
         return type(leaves[0]) is np.ndarray
 
+    def empty_like(self, x: Any) -> Any:
+        """``np.empty_like``."""
+        return np.empty_like(x)
+
 
 def _refuse_subclass(x: Any) -> Refused:
     name = type(x).__name__

@@ -97,6 +97,10 @@ class TorchDoor:
             and not any(map(torch.Tensor.is_neg, leaves))
         )
 
+    def empty_like(self, x: Any) -> Any:
+        """``torch.empty_like``."""
+        return torch.empty_like(x)
+
 
 def _stream(device: int) -> int:
     """PyTorch's current stream of a device: its own operations go there too. 1 is the default stream."""

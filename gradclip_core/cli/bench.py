@@ -38,7 +38,7 @@ def command(
 ) -> None:
     """Time clipping here, beside PyTorch, optax or NumPy.
 
-    On the gradients of a GPT-2, smaller ones where memory is short; in less than a minute. Everybody
+    On the gradients of a GPT-2, smaller ones where memory is short; in about a minute. Everybody
     is timed in turn, round by round, and held against the rate at which this machine reads its memory.
     """
     if out is not None:
@@ -103,11 +103,12 @@ def _timed(todo: list[Case], threads: int) -> list[Row]:
 
 
 def _footer(rows: list[Row], threads: int, served: str) -> list[str]:
-    read = next(row for row in rows if row.who == LIMIT).gigabytes_per_second
+    rates = [row.gigabytes_per_second for row in rows if row.who == LIMIT]
     return [
         f"gradclip-core {gc.__version__} by {served}, {threads} thread{'s' * (threads != 1)} each; "
         f"medians of up to {_ROUNDS} rounds in turn",
-        f"times ours: the peer's time over ours in the same round. The memory's own limit was {read:.3g} GB/s",
+        "times ours: the peer's time over ours in the same round. Of the limit: against the simplest loop that",
+        f"moves the same bytes, timed with each row; it moved {min(rates):.3g} to {max(rates):.3g} GB/s",
         bench_machine.machine(),
         bench_machine.versions(),
     ]

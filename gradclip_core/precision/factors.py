@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from gradclip_core.norms import Norms
+from gradclip_core.norms import Norms, times_power
 from gradclip_core.protocol import FLOAT32, FloatArray
 from gradclip_core.reference import two_product, two_sum
 
@@ -26,13 +26,15 @@ SHAVE_GENERAL = 2.0**-38
 SUBNORMAL_FLOAT32 = 2.0**-149
 SUBNORMAL_FLOAT64 = 5e-324
 _SMALLEST_NORMAL_FLOAT32 = 2.0**-126
+_SMALLEST_NORMAL_FLOAT64 = 2.0**-1022
 
 
 def aim_float32(max_norm: FloatArray, norms: Norms, sizes: FloatArray, ord: float) -> FloatArray:
     """The ideal factor, shaved, where float32 and 16-bit memory takes part. Not yet rounded."""
     limit = max_norm * (1.0 - SHAVE_FLOAT32) - SUBNORMAL_FLOAT32 * sizes ** (1.0 / ord)
-    aim = np.ldexp(limit, -norms.exponent) / norms.root
-    return np.maximum(np.where(aim < 2.0**-900, _below(limit, norms), aim), 0.0)
+    aim = times_power(limit, -norms.exponent) / norms.root
+    tiny = aim < 2.0**-900
+    return np.maximum(np.where(tiny, _below(limit, norms), aim) if tiny.any() else aim, 0.0)
 
 
 def aim_float64(max_norm: FloatArray, norms: Norms, sizes: FloatArray, ord: float) -> FloatArray:
@@ -63,6 +65,9 @@ def _below(limit: FloatArray, norms: Norms) -> FloatArray:
 
 def round_down_float32(factor: FloatArray) -> FloatArray:
     """The largest number of 24 bits, a float32 but for its range, that is not larger."""
+    if ((factor >= _SMALLEST_NORMAL_FLOAT64) & (factor < np.inf)).all():  # nearly always: the last 29 bits are dropped
+        bits = factor.view(np.uint64) & np.uint64(2**64 - 2**29)
+        return bits.view(np.float64)
     fraction, exponent = np.frexp(factor)
     return np.ldexp(np.floor(fraction * 2.0**24) * 2.0**-24, exponent)
 
@@ -83,6 +88,8 @@ def split(factor: FloatArray) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.f
 
     Under 2^-275 there are none, and the products, of float32 values, are as good as zero.
     """
+    if ((factor >= _SMALLEST_NORMAL_FLOAT32) & (factor < 2.0**127)).all():
+        return factor.astype(np.float32), np.ones(factor.shape, np.float32)
     exponent = coarse_exponent(factor)
     coarse = np.minimum(np.ldexp(factor, -exponent), FLOAT32.largest)  # not infinite: 0·inf is NaN
     return coarse.astype(np.float32), np.ldexp(1.0, exponent).astype(np.float32)

@@ -11,6 +11,7 @@ import pytest
 import gradclip_core as gc
 from gradclip_core import registry
 from gradclip_core.arrays.dock import unload
+from gradclip_core.arrays.express import in_units
 from gradclip_core.arrays.layout import flatten_memory
 
 pytestmark = pytest.mark.jit
@@ -87,6 +88,51 @@ def test_a_clip_is_the_same(name: str, rule: gc.Rule, request: pytest.FixtureReq
     assert info.scales == dock.scales
     for a, b, c in zip(leaves(fast), leaves(new), leaves(expected), strict=True):
         assert bits(a) == bits(b) == bits(c)
+
+
+@pytest.mark.parametrize("axis", ["all_but_first", "all_but_last", None, 0])
+@pytest.mark.parametrize("name", ORDINARY)
+def test_adaptive_clipping_is_the_same(name: str, axis: Any, request: pytest.FixtureRequest) -> None:
+    containers = []
+    for _ in range(4):
+        torch.manual_seed(1)
+        containers.append(ORDINARY[name]())
+    fast, slow, weights, untouched = containers
+    info = gc.adaptive_clip_(fast, weights, 0.7, axis=axis)
+    new, again = gc.adaptive_clip(slow, weights, 0.7, axis=axis)
+    replayed = gc.plan(slow, gc.UnitNorm(weights, 0.7, axis=axis)).apply(slow)
+    request.getfixturevalue("by_the_dock")
+    expected, dock = gc.adaptive_clip(slow, weights, 0.7, axis=axis)
+    assert info == dock == again
+    assert (info.norms, info.scales) == (dock.norms, dock.scales)
+    for a, b, c, d in zip(*map(leaves, (fast, new, expected, replayed)), strict=True):
+        assert bits(a) == bits(b) == bits(c) == bits(d)
+    for a, b in zip(leaves(slow), leaves(untouched), strict=True):
+        assert bits(a) == bits(b)
+
+
+def test_units_that_lie_in_memory_come_by_the_table() -> None:
+    grads = [torch.randn(6, 5), torch.randn(4, 3, 2), torch.randn(7)]
+    cargo = unload(grads, "test")
+    units = in_units(cargo.arrays, [(1,), (1, 2), None])
+    assert units is not None
+    expected = [flatten_memory(d, axes).buffer for d, axes in zip(cargo.arrays, [(1,), (1, 2), None], strict=True)]
+    assert [(b.pointer, b.length, b.rows) for b in units] == [(b.pointer, b.length, b.rows) for b in expected]
+    assert units.lengths.tolist() == [5] * 6 + [6] * 4 + [7]
+    assert in_units(cargo.arrays, [(0,), (1, 2), None]) is None
+    assert in_units(cargo.arrays, [None] * 3) is cargo.manifest
+    none = unload([torch.empty(0, 5)], "test")
+    assert in_units(none.arrays, [(1,)]) is None
+    turned = unload([torch.randn(6, 5).t()], "test")
+    assert in_units(turned.arrays, [(1,)]) is None
+
+
+def test_of_units_only_arrays_that_were_written_are_told_of() -> None:
+    grads = [torch.ones(3, 2), torch.ones(3, 2), torch.ones(3, 2)]
+    grads[1][2] = 100
+    before = [x._version for x in grads]
+    gc.adaptive_clip_(grads, [torch.ones(3, 2)] * 3, 2.0, axis="all_but_first")
+    assert [x._version - v for x, v in zip(grads, before, strict=True)] == [0, 1, 0]
 
 
 def leaves(container: Any) -> list[Any]:

@@ -184,6 +184,9 @@ def test_weights_can_be_measured_and_clipped_on_purpose() -> None:
     clipped, _ = gc.clip_by_norm([weight], 1.0)
     assert not clipped[0].requires_grad
     assert clipped[0].grad_fn is None
+    with pytest.raises(gc.InvalidArgumentError, match="has no gradient yet: its weights would be clipped"):
+        gc.clip_by_norm_([weight], 1.0)
+    assert weight.tolist() == [3.0, 4.0]
     weight.grad = torch.ones(2)
     assert gc.global_norm(weight) == 5.0
     gc.clip_by_norm_([weight.data], 1.0)

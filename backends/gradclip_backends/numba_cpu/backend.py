@@ -30,6 +30,10 @@ from gradclip_core.protocol import (
     segments,
 )
 
+_NONE: tuple[Any, ...] = (np.zeros(1, np.int64), np.ones(1), np.full(1, -math.inf), np.full(1, math.inf))
+"""No exponents, units and bounds, for all segments alike."""
+_CODES = {name: code for code, name in enumerate(DTYPES)}
+
 
 @dataclass(slots=True)
 class Table:
@@ -42,6 +46,10 @@ class Table:
     lengths: IntArray
     first: IntArray
     """The first block of each segment, and behind the last one the number of blocks."""
+
+    def of(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The entries of this table's segments, out of those of all segments."""
+        return values if values.size == self.index.size else values[self.index]
 
     @property
     def blocks(self) -> int:
@@ -61,14 +69,14 @@ def tables(buffers: Sequence[Buffer]) -> list[Table]:
     rows = [buffer.rows for buffer in buffers]
     pointers = np.array([buffer.pointer for buffer in buffers], np.uint64)
     lengths = np.array([buffer.length for buffer in buffers], np.int64)
-    codes = np.array([list(DTYPES).index(buffer.dtype.name) for buffer in buffers], np.int64)
+    codes = np.array([_CODES[buffer.dtype.name] for buffer in buffers], np.int64)
     if any(count != 1 for count in rows):
-        starts = np.repeat(np.cumsum(rows) - rows, rows)
-        row = (np.arange(sum(rows)) - starts).astype(np.uint64)
-        itemsizes = np.array([buffer.dtype.itemsize for buffer in buffers], np.uint64)
+        strides = lengths.astype(np.uint64) * np.array([buffer.dtype.itemsize for buffer in buffers], np.uint64)
+        # Numbered through, the rows of an array would be these if it began so many rows earlier.
+        origins = pointers - (np.cumsum(rows) - rows).astype(np.uint64) * strides
+        row = np.arange(sum(rows), dtype=np.uint64)
+        pointers = np.repeat(origins, rows) + row * np.repeat(strides, rows)
         lengths, codes = np.repeat(lengths, rows), np.repeat(codes, rows)
-        stride = lengths.astype(np.uint64) * np.repeat(itemsizes, rows)
-        pointers = np.repeat(pointers, rows) + row * stride
     there = {buffer.dtype.name for buffer in buffers if buffer.rows}
     return _split(pointers, lengths, codes, [dtype for name, dtype in DTYPES.items() if name in there])
 
@@ -80,7 +88,7 @@ def _split(
         return [_table(dtypes[0], np.arange(codes.size), pointers, lengths)]
     tables = []
     for dtype in dtypes:
-        index = np.flatnonzero(codes == list(DTYPES).index(dtype.name))
+        index = np.flatnonzero(codes == _CODES[dtype.name])
         tables.append(_table(dtype, index, pointers[index], lengths[index]))
     return tables
 
@@ -126,14 +134,18 @@ class NumbaCpuBackend:
         return total
 
     def _measure_table(self, table: Table, what: What, total: Measurements) -> None:
-        count, index, dtype = table.index.size, table.index, table.dtype
-        exponents = np.zeros(count, np.int64) if what.exponents is None else what.exponents[index]
-        units = np.ones(count) if what.units is None else np.where(what.units[index] == 0, 1.0, what.units[index])
-        if what.bounds is None:
-            lows, highs = np.full(count, -math.inf), np.full(count, math.inf)
-        else:
+        index, dtype = table.index, table.dtype
+        exponents, units, lows, highs = _NONE
+        if what.exponents is not None or what.units is not None or what.bounds is not None or what.carry:
+            exponents, units, lows, highs = (np.repeat(value, index.size) for value in _NONE)
+        if what.exponents is not None:
+            exponents = what.exponents[index]
+        if what.units is not None:
+            units = np.where(what.units[index] == 0, 1.0, what.units[index])
+        if what.bounds is not None:
             lows, highs = (bound[index] for bound in what.bounds)
         careful = what.bounds is not None or bool(exponents.any()) or what.power not in (1, 2)
+        absolute = True if what.power == 1 else None
         tag: Any = TAGS[dtype]
         zero = code_tag(tag)
         infinity = zero.dtype.type(_FIRST_BEYOND[dtype.name])
@@ -143,7 +155,7 @@ class NumbaCpuBackend:
             lanes, codes = _scratch.arrays(zero.dtype)
             kernels.measure_range(
                 tag, dtype.itemsize, zero, infinity, dtype.largest, table.pointers, table.lengths, table.first,
-                float(what.power), exponents, units, what.sanitize, lows, highs, careful, start, stop,
+                absolute, float(what.power), exponents, units, what.sanitize, lows, highs, careful, start, stop,
                 lanes, codes, sums, found,
             )  # fmt: skip
 
@@ -212,21 +224,22 @@ class NumbaCpuBackend:
 
     def apply(self, buffers: Sequence[Buffer], out: Sequence[Buffer], actions: Actions) -> None:
         """See ``Backend.apply``."""
-        for source, target in zip(tables(buffers), tables(out), strict=True):
+        sources = tables(buffers)
+        for source, target in zip(sources, sources if out is buffers else tables(out), strict=True):
             self._apply_table(source, target, actions)
 
     def _apply_table(self, source: Table, target: Table, actions: Actions) -> None:
-        index, dtype = source.index, source.dtype
+        dtype = source.dtype
         tag: Any = TAGS[dtype]
         wide = np.float64 if dtype is FLOAT64 else np.float32
         factors: npt.NDArray[Any]
         fines: npt.NDArray[Any]
         if dtype is FLOAT64:
-            factors, fines = actions.factor[index], np.ones(index.size)
+            factors, fines = source.of(actions.factor), np.ones(source.index.size)
         else:
-            factors, fines = actions.coarse[index], actions.fine[index]
-        lows, highs = actions.low[index].astype(wide), actions.high[index].astype(wide)
-        ops, top = actions.op[index], wide(dtype.largest)
+            factors, fines = source.of(actions.coarse), source.of(actions.fine)
+        lows, highs = source.of(actions.low).astype(wide), source.of(actions.high).astype(wide)
+        ops, top = source.of(actions.op), wide(dtype.largest)
 
         def work(start: int, stop: int) -> None:
             kernels.apply_range(
@@ -241,13 +254,10 @@ class NumbaCpuBackend:
 
 def _finish(table: Table, sums: FloatArray, found: FloatArray, total: Measurements) -> FloatArray:
     """From blocks to segments. Returns the sums."""
-    out_sums, out_found = np.zeros(table.index.size), np.zeros((table.index.size, 4))
-    kernels.finish_segments(table.first, sums, found, out_sums, out_found)
-    total.sums[table.index] = out_sums
-    total.largest[table.index] = out_found[:, 0]
-    for field, counts in enumerate((total.infs, total.nans, total.outside), start=1):
-        counts[table.index] = out_found[:, field].astype(np.int64)
-    return out_sums
+    kernels.finish_segments(
+        table.first, sums, found, table.index, total.sums, total.largest, total.infs, total.nans, total.outside
+    )
+    return table.of(total.sums)
 
 
 class _Scratch(threading.local):

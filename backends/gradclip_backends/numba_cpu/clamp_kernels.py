@@ -68,7 +68,7 @@ def clamp_range(
         address = pointers[s] + np.uint64(done * itemsize)
         x = view(address, n, tag)
         low, high = lows[s], highs[s]
-        total, code = sum_block(address, n, itemsize, True, lanes, codes, tag, zero)
+        total, code = sum_block(address, n, itemsize, None, lanes, codes, tag, zero)
         if code < infinity:
             largest = widen(decode(code, tag))
             found[block, 0] = largest
@@ -81,4 +81,4 @@ def clamp_range(
         sums[block] = after[block] = total
         if beyond or scaled:
             scale_block_in_place(x, n, factor, fine, low, high, top, False, tag)
-            after[block], _ = sum_block(address, n, itemsize, True, lanes, codes, tag, zero)
+            after[block], _ = sum_block(address, n, itemsize, None, lanes, codes, tag, zero)

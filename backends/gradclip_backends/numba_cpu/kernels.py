@@ -13,7 +13,7 @@ import numpy as np
 
 from gradclip_backends.numba_cpu.elements import decode, larger_code, narrow, view, widen
 from gradclip_backends.numba_cpu.jit import jit
-from gradclip_backends.numba_cpu.lines import LANES, add_row, add_some, term
+from gradclip_backends.numba_cpu.lines import LANES, add_row, add_some, sum_rows, term
 
 BLOCK = 4096
 
@@ -50,13 +50,13 @@ def fold(lanes: Any) -> Any:
 
 
 @jit
-def sum_row(x: Any, n: Any, square: Any, lanes: Any) -> Any:
+def sum_row(x: Any, n: Any, absolute: Any, lanes: Any) -> Any:
     """The sum over up to 256 elements: of zeros, only as many are folded as it takes to have a power of two."""
     width = 4
     while width < n:
         width *= 2
     for k in range(n):
-        lanes[k] = term(x[k], square)
+        lanes[k] = term(x[k], absolute)
     for k in range(n, width):
         lanes[k] = 0.0
     while width > 4:
@@ -76,21 +76,22 @@ def largest_of(bits: Any, n: Any, zero: Any) -> Any:
 
 
 @jit
-def sum_block(address: Any, n: Any, itemsize: Any, square: Any, lanes: Any, codes: Any, tag: Any, zero: Any) -> Any:
+def sum_block(address: Any, n: Any, itemsize: Any, absolute: Any, lanes: Any, codes: Any, tag: Any, zero: Any) -> Any:
     """The sum over a block of ``n`` elements, what is missing counting as zeros, and the largest magnitude's code."""
-    if n <= LANES:
-        return sum_row(view(address, n, tag), n, square, lanes), largest_of(view(address, n, zero), n, zero)
+    rows = n // LANES
+    left = n - rows * LANES
+    if rows and left == 0:
+        return sum_rows(address, rows, lanes, codes, absolute, tag)
+    if rows == 0:
+        return sum_row(view(address, n, tag), n, absolute, lanes), largest_of(view(address, n, zero), n, zero)
     for k in range(LANES):
         lanes[k] = 0.0
     for k in range(codes.size):
         codes[k] = zero
-    rows = n // LANES
     for row in range(rows):
-        add_row(address + np.uint64(row * LANES * itemsize), lanes, codes, square, tag)
-    left = n - rows * LANES
-    if left:
-        rest = address + np.uint64(rows * LANES * itemsize)
-        add_some(view(rest, left, tag), view(rest, left, zero), left, lanes, codes, square)
+        add_row(address + np.uint64(row * LANES * itemsize), lanes, codes, absolute, tag)
+    rest = address + np.uint64(rows * LANES * itemsize)
+    add_some(view(rest, left, tag), view(rest, left, zero), left, lanes, codes, absolute)
     return fold(lanes), largest_of(codes, codes.size, zero)
 
 
@@ -149,6 +150,7 @@ def measure_range(
     pointers: Any,
     lengths: Any,
     first: Any,
+    absolute: Any,
     power: Any,
     exponents: Any,
     units: Any,
@@ -165,9 +167,9 @@ def measure_range(
 ) -> Any:
     """Fill ``sums[block]`` and ``found[block]`` (largest, infs, nans, outside) for a range of blocks.
 
-    ``lanes`` and ``codes`` are scratch memory: 256 float64, and ``LINE`` bytes of ``zero``'s type.
+    ``exponents``, ``units``, ``lows`` and ``highs`` have an entry for each segment, or one for all. ``lanes`` and
+    ``codes`` are scratch memory: 256 float64, and ``LINE`` bytes of ``zero``'s type.
     """
-    square = power == 2.0
     s = find_segment(first, start)
     for block in range(start, stop):
         while first[s + 1] <= block:
@@ -176,34 +178,52 @@ def measure_range(
         n = min(BLOCK, lengths[s] - done)
         address = pointers[s] + np.uint64(done * itemsize)
         if not careful:
-            total, code = sum_block(address, n, itemsize, square, lanes, codes, tag, zero)
+            total, code = sum_block(address, n, itemsize, absolute, lanes, codes, tag, zero)
             if code < infinity:
                 found[block, 0] = widen(decode(code, tag))
                 sums[block] = total
                 continue
-        x = view(address, n, tag)
+        x, own = view(address, n, tag), s if units.size > 1 else 0
         sums[block] = measure_careful(
-            x, n, power, exponents[s], units[s], sanitize, lows[s], highs[s], top, lanes, found[block]
+            x, n, power, exponents[own], units[own], sanitize, lows[own], highs[own], top, lanes, found[block]
         )
 
 
 @jit
-def finish_segments(first: Any, sums: Any, found: Any, out_sums: Any, out_found: Any) -> Any:
-    """From blocks to segments: the tree over each segment's block sums, maxima, and counts."""
+def finish_segments(
+    first: Any,
+    sums: Any,
+    found: Any,
+    index: Any,
+    out_sums: Any,
+    out_largest: Any,
+    out_infs: Any,
+    out_nans: Any,
+    out_outside: Any,
+) -> Any:
+    """From blocks to segments: the tree over each segment's block sums, maxima, and counts, added to zeros.
+
+    Segment s of this table is ``index[s]`` of all segments, which ``out_...`` have.
+    """
     lanes = np.empty(LANES)
     level = np.empty(max(1, sums.size))
     for s in range(first.size - 1):
-        count = first[s + 1] - first[s]
-        for block in range(first[s], first[s + 1]):
-            out_found[s, 0] = max(out_found[s, 0], found[block, 0])
-            for field in range(1, 4):
-                out_found[s, field] += found[block, field]
+        start, to = first[s], index[s]
+        count = first[s + 1] - start
+        for block in range(start, start + count):
+            out_largest[to] = max(out_largest[to], found[block, 0])
+            if found[block, 1] != 0.0 or found[block, 2] != 0.0 or found[block, 3] != 0.0:
+                out_infs[to] += np.int64(found[block, 1])
+                out_nans[to] += np.int64(found[block, 2])
+                out_outside[to] += np.int64(found[block, 3])
         if count == 1:
-            out_sums[s] = sums[first[s]]
-        elif count > 1:
+            out_sums[to] = sums[start]
+        elif count == 2:  # the other lanes of the tree are zeros
+            out_sums[to] = sums[start] + sums[start + 1]
+        elif count > 2:
             for i in range(count):
-                level[i] = sums[first[s] + i]
-            out_sums[s] = tree(level, count, lanes)
+                level[i] = sums[start + i]
+            out_sums[to] = tree(level, count, lanes)
 
 
 @jit
