@@ -129,9 +129,9 @@ def alone(name: str) -> None:
         for path in figures.draw():
             say(f"wrote {path}")
     elif name == "readme":
-        from benchmarks import readme
+        from benchmarks import goals, readme
 
-        say(f"wrote {readme.write()}")
+        say(f"wrote {readme.write()} and {goals.write()}")
     elif name == "projection-search":
         bench_projection.search()
     elif name == "gpu":

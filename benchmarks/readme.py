@@ -21,6 +21,7 @@ WANTED: tuple[tuple[str, str, str], ...] = (
     ("value", "by value, a third beyond", f"{GPT2}, float32"),
     ("agc", "AGC, clipped", "ResNet-50, float32"),
     ("small", "global norm, unclipped", "1,000 arrays of 64 to 1,024, float32"),
+    ("small", "global norm, unclipped", "10,000 tiny arrays, float32"),
     ("norm", "norm alone", "one array of 10^8, float32"),
 )
 """Benchmark, work and data of each row; those that have not been timed are left out."""
@@ -37,11 +38,16 @@ def write(path: Path = README) -> Path:
 
 def filled(text: str) -> str:
     """The README with the table that the CSV files give."""
+    return between(text, table(latest()))
+
+
+def between(text: str, lines: str) -> str:
+    """A page with these lines between its marks."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"the README has no table between {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{table(latest())}\n{END}{after}"
+        raise ValueError(f"there is no table between {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{lines}\n{END}{after}"
 
 
 def table(found: Sequence[tuple[Context, Row]]) -> str:

@@ -121,7 +121,14 @@ def timed(
     return {name: table[:, column] for column, name in enumerate(calls)}
 
 
+_SETTLED = 0.005
+"""Seconds before each call: OpenMP's threads spin for some milliseconds after one, on the cores of the next."""
+
+
 def _once(call: Call, count: int) -> float:
+    settled = time.perf_counter() + _SETTLED
+    while time.perf_counter() < settled:  # not asleep, or this core would have to wake up
+        pass
     start = time.perf_counter()
     for _ in range(count):
         call()

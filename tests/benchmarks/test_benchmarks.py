@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench_memory, bench_sizes, figures, harness, readme, shapes
+from benchmarks import bench_memory, bench_sizes, figures, goals, harness, readme, shapes
 from benchmarks.__main__ import ON_THE_CPU, main, run
 from benchmarks.harness import RESULTS, ROOT, Settings, append, latest
 from gradclip_core.cli.bench_csv import FIELDS, Context
@@ -45,6 +45,16 @@ def made_up() -> list[tuple[Context, Row]]:
 def test_the_readme_has_the_table_that_the_files_give() -> None:
     text = readme.README.read_text(encoding="utf-8")
     assert readme.filled(text) == text, "run: python -m benchmarks readme"
+
+
+def test_the_page_of_goals_has_the_table_that_the_files_give() -> None:
+    text = goals.PAGE.read_text(encoding="utf-8")
+    assert readme.between(text, goals.table(harness.latest())) == text, "run: python -m benchmarks readme"
+
+
+def test_every_goal_has_a_benchmark() -> None:
+    timed = {(row.benchmark, row.work, row.data, row.who) for _, row in harness.latest()}
+    assert timed >= {(benchmark, work, data, peer) for benchmark, work, data, peer, _ in goals.GOALS}
 
 
 def test_the_table() -> None:
