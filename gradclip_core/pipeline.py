@@ -276,7 +276,7 @@ def check_alike(ours: Structure, theirs: Structure, asked: str) -> None:
             f"array '{path}' is {dtype} of shape {shape}; planned was '{planned}', {planned_dtype} of {planned_shape}"
         )
     elif len(ours.leaves) != len(theirs.leaves):
-        seen = f"there are {len(ours.leaves)} arrays, and the plan is for {len(theirs.leaves)}"
+        seen = f"the number of arrays is {len(ours.leaves)}, and the plan is for {len(theirs.leaves)}"
     else:
         seen = "arrays that were one when it was planned are two now, or two are one"
     raise GradClipError(asked, seen, "Apply a plan to gradients of the structure that it was made for")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 from gradclip_core.errors import GradClipError
@@ -16,7 +18,7 @@ class Plan:
     altogether. A plan holds no gradient memory, only the few numbers of the decision.
     """
 
-    __slots__ = ("_steps", "_story", "_structure", "info")
+    __slots__ = ("__weakref__", "_applied", "_steps", "_story", "_structure", "info")
 
     info: ClipInfo
     """What was measured, and what would come of applying the plan."""
@@ -26,6 +28,7 @@ class Plan:
         self._structure = Structure.of(outcome.cargo)
         self._steps = outcome.steps
         self._story = outcome.story
+        self._applied = False
 
     @property
     def scale(self) -> float:
@@ -56,7 +59,28 @@ class Plan:
     def apply_(self, grads: Any) -> ClipInfo:
         """Clip ``grads`` in place, as planned. Where nothing is to be clipped, nothing is written."""
         replay(self.info.backend, grads, self._steps, self._structure, "plan.apply_", "memory")
+        self._applied = True
         return self.info
+
+    def __copy__(self) -> Plan:
+        return self._copied(lambda value: value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
+        return self._copied(lambda value: copy.deepcopy(value, memo))
+
+    def _copied(self, each: Callable[[Any], Any]) -> Plan:
+        made = object.__new__(type(self))
+        for name in Plan.__slots__:
+            if name != "__weakref__":
+                setattr(made, name, each(getattr(self, name)))
+        return made
+
+    def __reduce__(self) -> Any:
+        raise GradClipError(
+            "pickling a plan",
+            "it is a decision about gradients that are here",
+            "Pickle the numbers that you need of it, or plan where the gradients are",
+        )
 
     def __repr__(self) -> str:
         return f"Plan({self.info!r})"

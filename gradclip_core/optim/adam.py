@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from gradclip_core.optim.groups import fractions, not_negative
 from gradclip_core.optim.optimizer import Optimizer
+from gradclip_core.optim.settings import Fixed
 
 
 class Adam(Optimizer):
@@ -47,9 +49,9 @@ class Adam(Optimizer):
         super().__init__(params, "adam", lr, weight_decay, groups, backend)
 
     @property
-    def fixed(self) -> dict[str, Any]:
+    def fixed(self) -> Mapping[str, Any]:
         """``betas`` and ``eps``."""
-        return {"betas": self._betas, "eps": self._eps}
+        return Fixed({"betas": self._betas, "eps": self._eps}, f"{self._name}, fixed")
 
     def _numbers(self, lr: float, weight_decay: float, count: int) -> dict[str, float]:
         beta1, beta2 = self._betas

@@ -30,6 +30,9 @@ def deferred(plan: Any, cargo: Cargo, asked: str) -> Actions | None:
     if not isinstance(plan, Plan):
         seen = f"a {type(plan).__name__} is no plan"
         raise InvalidArgumentError(f"{asked}, plan={show(plan)}", seen, "Pass what gradclip_core.plan returned")
+    if plan._applied:
+        seen = "it has been applied in place already, and would scale the gradients a second time"
+        raise GradClipError(f"{asked}, plan", seen, "Call step(grads) without the plan, or plan anew")
     check_alike(Structure.of(cargo), plan._structure, asked)
     if plan.info.skipped:
         return None

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradclip_core.errors import InvalidArgumentError, show
+from gradclip_core.optim.settings import Settable
 from gradclip_core.validate import number
+
+_KEYS = ("paths", "lr", "weight_decay")
 
 
 def not_negative(name: str, value: Any) -> float:
@@ -35,17 +38,24 @@ def fractions(name: str, value: Any) -> tuple[float, float]:
     return fraction(f"{name}[0]", value[0]), fraction(f"{name}[1]", value[1])
 
 
-class Group:
+class Group(Settable):
     """Parameters with a learning rate or a weight decay of their own. Both may be set between steps.
 
     None: the optimizer's own. Made by the optimizer, see ``AdamW``.
     """
 
-    def __init__(self, name: str, asked: str, lr: Any = None, weight_decay: Any = None) -> None:
-        self._where = f"{asked}, groups[{name!r}]"
-        self.paths: tuple[str, ...] = ()
+    def __init__(
+        self, name: str, asked: str, lr: Any = None, weight_decay: Any = None, paths: Sequence[str] = ()
+    ) -> None:
+        self._called = f"{asked}, groups[{name!r}]"
+        self._paths = tuple(paths)
         self.lr = lr
         self.weight_decay = weight_decay
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of its parameters, each once."""
+        return self._paths
 
     @property
     def lr(self) -> float | None:
@@ -54,7 +64,7 @@ class Group:
 
     @lr.setter
     def lr(self, value: Any) -> None:
-        self._lr = None if value is None else not_negative(f"{self._where}['lr']", value)
+        self._lr = None if value is None else not_negative(f"{self._called}['lr']", value)
 
     @property
     def weight_decay(self) -> float | None:
@@ -63,7 +73,7 @@ class Group:
 
     @weight_decay.setter
     def weight_decay(self, value: Any) -> None:
-        self._weight_decay = None if value is None else not_negative(f"{self._where}['weight_decay']", value)
+        self._weight_decay = None if value is None else not_negative(f"{self._called}['weight_decay']", value)
 
     def __repr__(self) -> str:
         return f"Group(lr={self.lr}, weight_decay={self.weight_decay}, paths={list(self.paths)})"
@@ -83,22 +93,27 @@ def checked_groups(groups: Any, paths: Sequence[str], tied: Mapping[str, int], a
     taken: dict[str, str] = {}
     for name, entry in groups.items():
         where = f"{asked}, groups[{name!r}]"
-        if not isinstance(entry, Mapping) or "paths" not in entry or set(entry) - {"paths", "lr", "weight_decay"}:
+        if not isinstance(entry, Mapping):
             raise InvalidArgumentError(f"{where}={show(entry)}", "it is no group", cure)
-        group = Group(name, asked, entry.get("lr"), entry.get("weight_decay"))
+        if unknown := [key for key in entry if key not in _KEYS]:
+            raise InvalidArgumentError(f"{where}={show(entry)}", f"{show(unknown[0])} is no key of a group", cure)
+        if "paths" not in entry:
+            raise InvalidArgumentError(f"{where}={show(entry)}", "it has no 'paths'", cure)
         members: list[str] = []
         for path in _chosen(entry["paths"], paths, where):
             first = paths[tied[path]] if path in tied else path
             if first not in paths:
-                seen = f"there is no parameter at '{path}'; there are {', '.join(map(repr, paths[:5])) or 'none'}"
+                seen = f"there is no parameter at '{path}'; there are {_some(paths)}"
                 raise InvalidArgumentError(where, seen, "Pass paths of the parameters")
             if taken.setdefault(first, name) != name:
                 seen = f"parameter '{first}' is in group {taken[first]!r} too"
                 raise InvalidArgumentError(where, seen, "Put each parameter into one group")
             if first not in members:
                 members.append(first)
-        group.paths = tuple(members)
-        made[name] = group
+        if not members:
+            seen = f"it catches no parameter; their paths are {_some(paths)}"
+            raise InvalidArgumentError(where, seen, "Pass paths of the parameters, or leave the group out")
+        made[name] = Group(name, asked, entry.get("lr"), entry.get("weight_decay"), members)
     return made
 
 
@@ -108,4 +123,12 @@ def _chosen(named: Any, paths: Sequence[str], where: str) -> list[str]:
     if isinstance(named, (str, bytes)) or not isinstance(named, Sequence):
         cure = "Pass a list of paths, or a function from a path to True or False"
         raise InvalidArgumentError(f"{where}['paths']={show(named)}", "it is no list of paths", cure)
+    for path in named:
+        if not isinstance(path, str):
+            seen = f"{show(path)} is no path: a path is a str, and this is of type {type(path).__name__}"
+            raise InvalidArgumentError(f"{where}['paths']", seen, f"Pass paths of the parameters: {_some(paths)}")
     return list(named)
+
+
+def _some(paths: Sequence[str]) -> str:
+    return ", ".join(map(repr, paths[:5])) + (", ..." if len(paths) > 5 else "")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from gradclip_core.optim.groups import fractions
 from gradclip_core.optim.optimizer import Optimizer
+from gradclip_core.optim.settings import Fixed
 
 
 class Lion(Optimizer):
@@ -56,9 +58,9 @@ class Lion(Optimizer):
         super().__init__(params, "lion", lr, weight_decay, groups, backend)
 
     @property
-    def fixed(self) -> dict[str, Any]:
+    def fixed(self) -> Mapping[str, Any]:
         """``betas``."""
-        return {"betas": self._betas}
+        return Fixed({"betas": self._betas}, f"{self._name}, fixed")
 
     def _numbers(self, lr: float, weight_decay: float, count: int) -> dict[str, float]:
         beta1, beta2 = self._betas

@@ -3,49 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
-from gradclip_core.arrays.dock import unload
-from gradclip_core.errors import BackendError, InvalidArgumentError, show
+from gradclip_core.errors import BackendError, GradClipError, InvalidArgumentError, show
 from gradclip_core.optim.deferred import deferred
 from gradclip_core.optim.groups import Group, checked_groups, not_negative
-from gradclip_core.optim.parameters import Parameters
-from gradclip_core.optim.state import State
+from gradclip_core.optim.parameters import Parameters, unloaded
+from gradclip_core.optim.settings import Fixed, Settable
+from gradclip_core.optim.state import State, refuse_other
 from gradclip_core.passes import choose, report_writes
+from gradclip_core.planned import Plan
 from gradclip_core.precision.environment import ieee_arithmetic
 from gradclip_core.protocol import Actions, FloatArray, IntArray
-from gradclip_core.updates import UPDATES, updates_of
+from gradclip_core.updates import UPDATES, compute_type, updates_of
 
 _SAVED = ("optimizer", "hyperparameters", "groups", "state")
 _CURE = "Pass what state_dict() of an optimizer that was made alike returned"
 
 
-class Optimizer:
+class Optimizer(Settable):
     """Base of the optimizers: parameters, groups, state, and the step. See ``AdamW`` for what they take."""
 
-    groups: Mapping[str, Group]
-    """The groups by name; their ``lr`` and ``weight_decay`` may be set."""
-    backend: str
-    """Who updates."""
-
     def __init__(self, params: Any, kind: str, lr: Any, weight_decay: Any, groups: Any, backend: str | None) -> None:
-        self._name = type(self).__name__
+        self._name = self._called = type(self).__name__
         self.lr = lr
         self.weight_decay = weight_decay
         asked = f"{self._name}, params"
         self._parameters = Parameters(params, asked)
-        self.groups = checked_groups(groups, self._parameters.paths, self._parameters.site.tied, self._name)
-        by_path = {path: group for group in self.groups.values() for path in group.paths}
+        self._groups = checked_groups(groups, self._parameters.paths, self._parameters.site.tied, self._name)
+        by_path = {path: group for group in self._groups.values() for path in group.paths}
         self._group_of = [by_path.get(path) for path in self._parameters.paths]
         chosen, _ = choose(backend, self._parameters.arrays)
         if not hasattr(chosen, "optimizers"):
             seen = f"{chosen.name} has no updates for optimizers"
             raise BackendError(f"{self._name}, backend={backend!r}", seen, "Leave backend=None")
-        self.backend = chosen.name
+        self._backend = chosen.name
         self._kind = kind
+        self._types = [compute_type(docked.dtype).name for docked in self._parameters.arrays]
+        self._stepped: WeakSet[Plan] = WeakSet()
         self._updates = updates_of(chosen)
         self._state = State(UPDATES[kind].state, self._parameters)
         self._bind()
@@ -74,9 +72,19 @@ class Optimizer:
         self._weight_decay = not_negative(f"{self._name}, weight_decay", value)
 
     @property
-    def fixed(self) -> dict[str, Any]:
+    def fixed(self) -> Mapping[str, Any]:
         """The other hyperparameters, which stay as they were when it was made."""
         return {}
+
+    @property
+    def groups(self) -> Mapping[str, Group]:
+        """The groups by name; their ``lr`` and ``weight_decay`` may be set."""
+        return Fixed(self._groups, f"{self._name}, groups")
+
+    @property
+    def backend(self) -> str:
+        """Who updates."""
+        return self._backend
 
     def _numbers(self, lr: float, weight_decay: float, count: int) -> dict[str, float]:
         """The numbers of ``UPDATES`` at a parameter's step ``count``, the first being 1. In float64."""
@@ -97,7 +105,8 @@ class Optimizer:
             is the one after ``plan.apply_(grads)``, to the bit for float32 and float64 gradients;
             16-bit ones are not rounded back to 16 bits on the way. It may have a factor for each array; a
             decision about single elements or units (values, projections, AGC, a chain of several that
-            clip) is refused. None: the gradients are used as they are, infinities and NaNs included.
+            clip) is refused. A plan is good for one step, and one that was applied in place for none.
+            None: the gradients are used as they are, infinities and NaNs included.
 
         Returns
         -------
@@ -107,42 +116,57 @@ class Optimizer:
         Raises
         ------
         InvalidArgumentError
-            for gradients of another structure than the parameters.
+            for gradients of another structure than the parameters; for numbers that overflow float32.
         UnsafeMemoryError
             for gradients that share memory with parameters.
         GradClipError
-            for a plan that was made for others, or is not one factor for an array. Nothing has changed.
+            for a plan that was made for others, has been used, or is not one factor for an array; where no
+            parameter has a gradient. Nothing has changed.
         """
         asked = f"{self._name}.step"
-        cargo = unload(grads, asked)
-        cargo = replace(cargo, arrays=list(cargo.arrays))  # each is looked at more than once
+        if isinstance(grads, Plan):
+            seen = "a plan is where the gradients belong: it holds none"
+            raise InvalidArgumentError(f"{asked}({show(grads)})", seen, "Call step(grads, plan)")
+        cargo = unloaded(grads, asked)
         if self._parameters.look_again(asked):
             self._bind()
         found = self._parameters.gradients(cargo, asked)
+        if not found.index.size:
+            raise GradClipError(asked, "no parameter has a gradient", "Call backward before it")
+        if isinstance(plan, Plan) and plan in self._stepped:
+            seen = "a step has been made with it: it was decided for the gradients of that step"
+            raise GradClipError(f"{asked}, plan", seen, "Call gradclip_core.plan anew for each step")
         actions = deferred(plan, cargo, asked)
         if actions is None:
+            self._stepped.add(plan)
             return False
-        if not found.index.size:
-            return True
-        numbers = self._columns(found.index)
+        numbers = self._columns(found.index, asked)
+        if plan is not None:
+            self._stepped.add(plan)
         self._bound.step(found.index, found.buffers, _picked(actions, found.sources), numbers)
         self._state.counts[found.index] += 1
         report_writes([self._parameters.arrays[i] for i in found.index.tolist()])
         return True
 
-    def _columns(self, index: IntArray) -> FloatArray:
+    def _columns(self, index: IntArray, asked: str) -> FloatArray:
         """The numbers of the update, a column for each of the parameters."""
         names = UPDATES[self._kind].numbers
-        known: dict[tuple[Group | None, int], list[float]] = {}
+        known: dict[tuple[Group | None, int, str], list[float]] = {}
         columns = []
         for array, count in zip(index.tolist(), (self._state.counts[index] + 1).tolist(), strict=True):
-            group = self._group_of[array]
-            if (group, count) not in known:
+            key = self._group_of[array], count, self._types[array]
+            if key not in known:
+                group, _, dtype = key
                 lr = self.lr if group is None or group.lr is None else group.lr
                 decay = self.weight_decay if group is None or group.weight_decay is None else group.weight_decay
                 numbers = self._numbers(lr, decay, count)
-                known[group, count] = [numbers[name] for name in names]
-            columns.append(known[group, count])
+                known[key] = [numbers[name] for name in names]
+                largest = np.finfo(dtype).max
+                if over := [name for name in names if not abs(numbers[name]) <= largest]:
+                    seen = f"a number of the update overflows {dtype} ('{over[0]}' is {numbers[over[0]]:.3g})"
+                    where = f"{asked}, lr={lr}, weight_decay={decay}, {_listed(self.fixed)}".removesuffix(", ")
+                    raise InvalidArgumentError(where, seen, "Pass smaller ones")
+            columns.append(known[key])
         return np.array(columns).T
 
     # ---- what is kept ---------------------------------------------------------------------------
@@ -161,7 +185,10 @@ class Optimizer:
         return {
             "optimizer": self._name,
             "hyperparameters": {"lr": self.lr, "weight_decay": self.weight_decay, **self.fixed},
-            "groups": {name: {"lr": g.lr, "weight_decay": g.weight_decay} for name, g in self.groups.items()},
+            "groups": {
+                name: {"paths": list(g.paths), "lr": g.lr, "weight_decay": g.weight_decay}
+                for name, g in self._groups.items()
+            },
             "state": self._state.by_path(copies=True),
         }
 
@@ -171,25 +198,37 @@ class Optimizer:
         Raises
         ------
         InvalidArgumentError
-            for the state of another optimizer: other parameters, groups or fixed hyperparameters.
+            for the state of another optimizer: other parameters, groups, paths of a group or fixed
+            hyperparameters. float32 state is taken into float64 parameters, and not the other way round.
         """
         asked = f"{self._name}.load_state_dict"
         if not isinstance(state, Mapping) or set(state) != set(_SAVED):
             raise InvalidArgumentError(f"{asked}({show(state)})", "it is no optimizer's state", _CURE)
         numbers = state["hyperparameters"]
-        mine: dict[str, Any] = {"optimizer": self._name, "groups": sorted(self.groups), **_plain(self.fixed)}
+        for what in ("hyperparameters", "groups"):
+            if not isinstance(state[what], Mapping):
+                raise InvalidArgumentError(f"{asked}, '{what}'={show(state[what])}", "it is no mapping", _CURE)
+        mine: dict[str, Any] = {"optimizer": self._name, "groups": sorted(self._groups), **_plain(self.fixed)}
         there = {"optimizer": state["optimizer"], "groups": sorted(state["groups"]), **_plain(numbers)}
         for what, value in mine.items():
             if there.get(what) != value:
-                seen = f"its {what} is {show(there.get(what))}, and here {show(value)}"
+                verb = "are" if what in ("groups", "betas") else "is"
+                seen = f"its {what} {verb} {show(there.get(what))}, and here {show(value)}"
                 raise InvalidArgumentError(asked, seen, _CURE)
+        for name, entry in state["groups"].items():
+            where = f"{asked}, groups[{name!r}]"
+            refuse_other("entries", entry, ["paths", "lr", "weight_decay"], where)
+            paths = list(self._groups[name].paths)
+            if sorted(map(str, entry["paths"])) != sorted(paths):
+                seen = f"its paths are {show(entry['paths'])}, and here {show(paths)}"
+                raise InvalidArgumentError(where, seen, _CURE)
         lr = not_negative(f"{asked}, lr", numbers.get("lr"))
         weight_decay = not_negative(f"{asked}, weight_decay", numbers.get("weight_decay"))
         fresh = {name: Group(name, asked, **entry) for name, entry in state["groups"].items()}
         self._state.load(state["state"], asked)
         self.lr, self.weight_decay = lr, weight_decay
         for name, group in fresh.items():
-            self.groups[name].lr, self.groups[name].weight_decay = group.lr, group.weight_decay
+            self._groups[name].lr, self._groups[name].weight_decay = group.lr, group.weight_decay
 
     def __reduce__(self) -> Any:
         raise InvalidArgumentError(
@@ -200,7 +239,13 @@ class Optimizer:
 
     def __repr__(self) -> str:
         numbers = {"lr": self.lr, **self.fixed, "weight_decay": self.weight_decay}
-        return f"{self._name}({', '.join(f'{name}={value!r}' for name, value in numbers.items())})"
+        if self._groups:
+            numbers["groups"] = self._groups
+        return f"{self._name}({_listed(numbers)})"
+
+
+def _listed(numbers: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in numbers.items())
 
 
 def _picked(actions: Actions, gradients: IntArray) -> Actions:

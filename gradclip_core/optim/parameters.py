@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +31,7 @@ from gradclip_core.errors import (
 from gradclip_core.members import match
 from gradclip_core.protocol import BASE_DTYPES, Buffer, IntArray
 from gradclip_core.rules import Site
+from gradclip_core.tree import flatten, is_array, kept
 
 _ALIKE = "Pass grads in a container of the structure of params, with None where there is no gradient"
 
@@ -47,7 +49,9 @@ class Parameters:
     """The arrays that an optimizer writes, each once, and where their memory was when it was last looked for."""
 
     def __init__(self, container: Any, asked: str) -> None:
-        cargo = unload(container, asked, clips=False)
+        cargo = _unloaded_parameters(container, asked)
+        if not cargo.arrays:
+            raise InvalidArgumentError(asked, "there is no parameter in it", "Pass arrays that are to be updated")
         self.cargo = cargo
         self.arrays = list(cargo.arrays)
         """One for each parameter, where it was when it was last looked for."""
@@ -59,6 +63,9 @@ class Parameters:
         self.orders = [lying(docked, None) for docked in self.arrays]
         self._whereabouts = [_whereabouts(docked) for docked in self.arrays]
         self._known: tuple[Any, Gradients] | None = None
+        # Where arrays can be replaced without a word: those at the top of the caller's own dict.
+        self._container = container if type(container) is dict else {}
+        self._entries = [(name, x) for name, x in self._container.items() if is_array(x)]
 
     def buffers(self) -> list[Buffer]:
         """Their memory as a backend writes it."""
@@ -66,6 +73,7 @@ class Parameters:
 
     def look_again(self, asked: str) -> bool:
         """Whether one's memory is elsewhere than it was: ``tensor.data = ...``, or a model moved and brought back."""
+        self._refuse_replaced(asked)
         now = [_whereabouts(docked) for docked in self.arrays]
         if now == self._whereabouts:
             return False
@@ -80,6 +88,15 @@ class Parameters:
         self._whereabouts = now
         self._known = None
         return True
+
+    def _refuse_replaced(self, asked: str) -> None:
+        """Raise where the caller's dict holds another array than the one that is updated."""
+        for name, array in self._entries:
+            new = self._container.get(name, array)
+            if new is not array and is_array(new) and (_address(new) is None or _address(new) != _address(array)):
+                seen = "it has been replaced by another array, which the optimizer would not write"
+                cure = "Write into it, params[name][...] = new, or make an optimizer anew"
+                raise InvalidArgumentError(f"{asked}, parameter '{name}'", seen, cure)
 
     def _docked_again(self, i: int, asked: str) -> Docked:
         old, where = self.arrays[i], f"{asked}, parameter '{self.paths[i]}'"
@@ -96,7 +113,7 @@ class Parameters:
     def gradients(self, grads: Cargo, asked: str) -> Gradients:
         """Which parameters have a gradient, and which one. All that is wrong with the gradients is said here."""
         # Training loops bring gradients of one structure, mostly at the addresses of the last time.
-        like = grads.tree.paths, list(grads.index), [docked.key for docked in grads.arrays]
+        like = grads.tree.paths, list(grads.index), _addresses(grads)
         if self._known is not None and self._known[0] == like:
             return self._known[1]
         for i, docked in enumerate(grads.arrays):
@@ -141,9 +158,50 @@ class Parameters:
                 raise InvalidArgumentError(where, f"its shape is {shape}, and that of its parameter {needed}", _ALIKE)
             other, first = found.setdefault(parameter, (gradient, path))
             if other != gradient:
-                seen = f"its parameter is that of gradient '{first}', which is another array: which of the two counts?"
+                seen = f"its parameter is that of gradient '{first}', which is another array, and one of them counts"
                 raise InvalidArgumentError(where, seen, "Pass their sum at one of the paths, and None at the other")
         return [(parameter, gradient) for parameter, (gradient, _) in sorted(found.items())]
+
+
+def unloaded(container: Any, asked: str, *, clips: bool = True) -> Cargo:
+    """``unload``, whose advice on dtypes would be a clip's."""
+    try:
+        return unload(container, asked, clips=clips)
+    except UnsupportedArrayError as error:
+        if "complex" not in error.cure:
+            raise
+        cure = f"Convert to one of {', '.join(sorted(BASE_DTYPES))}"
+        seen = error.seen if clips else error.seen.replace("no gradient's", "no parameter's")
+        raise UnsupportedArrayError(error.asked, seen, cure) from error
+
+
+def _unloaded_parameters(container: Any, asked: str) -> Cargo:
+    container = kept(container)  # to look at it a second time
+    if isinstance(container, (list, tuple)) and container and all(map(_is_torch_group, container)):
+        cure = "Pass the parameters in one container, and groups={name: {'paths': [path, ...], 'lr': ...}}"
+        raise InvalidArgumentError(asked, "it is a list of torch's parameter groups", cure)
+    try:
+        return unloaded(container, asked, clips=False)
+    except UnsupportedArrayError as error:
+        torch = sys.modules.get("torch")
+        modules = str if torch is None else (str, torch.nn.Module)
+        if not any(isinstance(leaf, modules) for leaf in flatten(container)[0]):
+            raise
+        cure = "Pass dict(model.named_parameters()), or a dict of arrays by name"
+        raise UnsupportedArrayError(error.asked, error.seen, cure) from error
+
+
+def _is_torch_group(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and "params" in entry and not isinstance(entry["params"], Mapping)
+
+
+def _addresses(grads: Cargo) -> object:
+    """Equal for gradients that lie where others did, laid out alike."""
+    if grads.manifest is None:
+        return [docked.key for docked in grads.arrays]
+    leaves = grads.manifest.owners
+    strides = [leaf.strides if isinstance(leaf, np.ndarray) else leaf.stride() for leaf in leaves]  # type: ignore[attr-defined]
+    return grads.manifest.pointers.tobytes(), grads.looks, strides
 
 
 def _whereabouts(docked: Docked) -> tuple[object, ...]:
@@ -154,6 +212,12 @@ def _whereabouts(docked: Docked) -> tuple[object, ...]:
     if hasattr(array, "data_ptr"):
         return array.data_ptr(), array.shape, array.stride(), array.dtype
     return ()
+
+
+def _address(array: Any) -> int | None:
+    if isinstance(array, np.ndarray):
+        return int(array.__array_interface__["data"][0])
+    return int(array.data_ptr()) if hasattr(array, "data_ptr") else None
 
 
 def _refuse_unfit(docked: Docked, where: str) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from gradclip_core.errors import InvalidArgumentError, show
 from gradclip_core.optim.groups import not_negative
 from gradclip_core.optim.optimizer import Optimizer
+from gradclip_core.optim.settings import Fixed
 from gradclip_core.validate import number
 
 
@@ -70,17 +72,21 @@ class SGD(Optimizer):
             raise InvalidArgumentError(f"SGD, dampening={show(dampening)}", "it is not finite", "Pass a finite number")
         if not isinstance(nesterov, bool):
             raise InvalidArgumentError(f"SGD, nesterov={show(nesterov)}", "it is no bool", "Pass True or False")
-        if nesterov and (self._momentum == 0 or self._dampening != 0):
-            seen = f"with momentum={self._momentum} and dampening={self._dampening} there is nothing to look ahead by"
-            raise InvalidArgumentError("SGD, nesterov=True", seen, "Pass a momentum > 0, and no dampening")
+        if nesterov and self._momentum == 0:
+            cure = "Pass a momentum > 0"
+            raise InvalidArgumentError("SGD, nesterov=True", "without momentum there is nothing to look ahead by", cure)
+        if nesterov and self._dampening != 0:
+            seen = f"Nesterov's momentum knows no dampening, and here it is {self._dampening}"
+            raise InvalidArgumentError("SGD, nesterov=True", seen, "Pass dampening=0, or nesterov=False")
         self._nesterov = nesterov
         kind = "sgd" if self._momentum == 0 else "nesterov" if nesterov else "momentum"
         super().__init__(params, kind, lr, weight_decay, groups, backend)
 
     @property
-    def fixed(self) -> dict[str, Any]:
+    def fixed(self) -> Mapping[str, Any]:
         """``momentum``, ``dampening`` and ``nesterov``."""
-        return {"momentum": self._momentum, "dampening": self._dampening, "nesterov": self._nesterov}
+        numbers = {"momentum": self._momentum, "dampening": self._dampening, "nesterov": self._nesterov}
+        return Fixed(numbers, "SGD, fixed")
 
     def _numbers(self, lr: float, weight_decay: float, count: int) -> dict[str, float]:
         first = count == 1

@@ -73,22 +73,26 @@ class State:
     def load(self, saved: Mapping[str, Any], asked: str) -> None:
         """From ``by_path``. Nothing changes at an error."""
         paths = self.parameters.paths
-        _refuse_other("parameters", saved, paths, asked)
+        refuse_other("parameters", saved, paths, asked)
         arrays: list[tuple[Array, Array]] = []
         counts = []
         for i, path in enumerate(paths):
             entry = saved[path]
             where = f"{asked}, '{path}'"
-            _refuse_other("entries", entry, ["step", *self.names], where)
+            refuse_other("entries", entry, ["step", *self.names], where)
             count = entry["step"]
             if isinstance(count, bool) or int(count) != count or count < 0:
                 raise InvalidArgumentError(f"{where}, step={show(count)}", "it counts no steps", _CURE)
             counts.append(int(count))
             for name in self.names:
                 there, here = np.asarray(entry[name]), self.shaped(name, i)
-                if there.shape != here.shape or there.dtype != here.dtype:
+                # float32 into float64 is exact: the parameters have been widened since.
+                widened = there.dtype == np.float32 and here.dtype == np.float64
+                if there.shape != here.shape or not (there.dtype == here.dtype or widened):
                     seen = f"it is {there.dtype} of shape {there.shape}, and here {here.dtype} of {here.shape}"
-                    raise InvalidArgumentError(f"{where}, '{name}'", seen, _CURE)
+                    rounds = there.shape == here.shape and there.dtype == np.float64 and here.dtype == np.float32
+                    cure = "Convert it, x.astype(np.float32), if it may be rounded" if rounds else _CURE
+                    raise InvalidArgumentError(f"{where}, '{name}'", seen, cure)
                 arrays.append((here, there))
         for here, there in arrays:
             here[...] = there
@@ -101,7 +105,8 @@ def _read_only(view: Array) -> Array:
     return view
 
 
-def _refuse_other(what: str, saved: Any, expected: Sequence[str], asked: str) -> None:
+def refuse_other(what: str, saved: Any, expected: Sequence[str], asked: str) -> None:
+    """Raise unless ``saved`` is a mapping with these keys."""
     if not isinstance(saved, Mapping):
         raise InvalidArgumentError(f"{asked}={show(saved)}", "it is no mapping", _CURE)
     if set(saved) != set(expected):

@@ -29,16 +29,19 @@ NUMBERS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "momentum": (lambda: optim.SGD(ones(1), momentum=-0.5), ("SGD, momentum=-0.5", "Pass a finite number >= 0")),
     "dampening": (lambda: optim.SGD(ones(1), dampening=float("inf")), ("SGD, dampening=inf", "it is not finite")),
     "nesterov": (lambda: optim.SGD(ones(1), nesterov=1), ("SGD, nesterov=1", "it is no bool")),  # type: ignore[arg-type]
-    "nesterov alone": (lambda: optim.SGD(ones(1), nesterov=True), ("SGD, nesterov=True", "Pass a momentum > 0")),
+    "nesterov alone": (
+        lambda: optim.SGD(ones(1), nesterov=True),
+        ("without momentum there is nothing", "Pass a momentum > 0"),
+    ),
     "nesterov dampened": (
         lambda: optim.SGD(ones(1), momentum=0.9, dampening=0.1, nesterov=True),
-        ("with momentum=0.9 and dampening=0.1", "and no dampening"),
+        ("Nesterov's momentum knows no dampening, and here it is 0.1", "Pass dampening=0"),
     ),
     "groups": (lambda: optim.SGD(ones(1), groups=[1]), ("SGD, groups=[1]", "it is no mapping")),
-    "no group": (lambda: optim.SGD(ones(1), groups={"a": {}}), ("SGD, groups['a']={}", "it is no group")),
+    "no group": (lambda: optim.SGD(ones(1), groups={"a": {}}), ("SGD, groups['a']={}", "it has no 'paths'")),
     "unknown": (
         lambda: optim.SGD(ones(1), groups={"a": {"paths": [], "eps": 1}}),
-        ("it is no group", "Pass {name: {'paths'"),
+        ("'eps' is no key of a group", "Pass {name: {'paths'"),
     ),
     "a text": (lambda: optim.SGD(ones(1), groups={"a": {"paths": "0"}}), ("groups['a']['paths']='0'", "Pass a list")),
     "no path": (

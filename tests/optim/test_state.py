@@ -115,7 +115,7 @@ def broken(saved: dict[str, Any], name: str) -> Any:
     if name == "betas":
         state["hyperparameters"]["betas"] = [0.9, 0.99]
     if name == "groups":
-        state["groups"] = {"plain": {"lr": None, "weight_decay": None}}
+        state["groups"] = {"plain": {"paths": ["b"], "lr": None, "weight_decay": None}}
     if name == "a rate":
         state["hyperparameters"]["lr"] = -1.0
     if name == "paths":
@@ -137,8 +137,8 @@ BROKEN = {
     "no mapping": "it is no optimizer's state",
     "a key": "it is no optimizer's state",
     "another kind": "its optimizer is 'Adam', and here 'AdamW'",
-    "betas": "its betas is [0.9, 0.99], and here [0.9, 0.999]",
-    "groups": "its groups is ['plain'], and here []",
+    "betas": "its betas are [0.9, 0.99], and here [0.9, 0.999]",
+    "groups": "its groups are ['plain'], and here []",
     "a rate": "it is not a finite number >= 0",
     "paths": "its parameters are others: missing ['w'], unknown ['v']",
     "a name": "its entries are others: missing ['exp_avg'], unknown []",

@@ -13,7 +13,7 @@ import numpy as np
 
 from gradclip_backends.numba_cpu.elements import decode, larger_code, narrow, view, widen
 from gradclip_backends.numba_cpu.jit import jit
-from gradclip_backends.numba_cpu.lines import LANES, add_row, add_some, sum_rows, term
+from gradclip_backends.numba_cpu.lines import LANES, add_row, add_some, term
 
 BLOCK = 4096
 
@@ -78,20 +78,19 @@ def largest_of(bits: Any, n: Any, zero: Any) -> Any:
 @jit
 def sum_block(address: Any, n: Any, itemsize: Any, absolute: Any, lanes: Any, codes: Any, tag: Any, zero: Any) -> Any:
     """The sum over a block of ``n`` elements, what is missing counting as zeros, and the largest magnitude's code."""
-    rows = n // LANES
-    left = n - rows * LANES
-    if rows and left == 0:
-        return sum_rows(address, rows, lanes, codes, absolute, tag)
-    if rows == 0:
+    if n <= LANES:
         return sum_row(view(address, n, tag), n, absolute, lanes), largest_of(view(address, n, zero), n, zero)
     for k in range(LANES):
         lanes[k] = 0.0
     for k in range(codes.size):
         codes[k] = zero
+    rows = n // LANES
     for row in range(rows):
         add_row(address + np.uint64(row * LANES * itemsize), lanes, codes, absolute, tag)
-    rest = address + np.uint64(rows * LANES * itemsize)
-    add_some(view(rest, left, tag), view(rest, left, zero), left, lanes, codes, absolute)
+    left = n - rows * LANES
+    if left:
+        rest = address + np.uint64(rows * LANES * itemsize)
+        add_some(view(rest, left, tag), view(rest, left, zero), left, lanes, codes, absolute)
     return fold(lanes), largest_of(codes, codes.size, zero)
 
 

@@ -46,11 +46,9 @@ def _widen(b: Any, raw: Any, tag: Any, n: int) -> Any:
     return b.fpext(raw, doubles)
 
 
-def _row_intrinsic(square: bool, *, first: bool = False) -> Any:
+def _row_intrinsic(square: bool) -> Any:
     def add_row(context: Any, address: Any, lanes: Any, codes: Any, tag: Any) -> Any:
-        """Add the row at ``address`` to the float64 at ``lanes``, and its magnitudes' codes to those at ``codes``;
-        the first one takes their place.
-        """
+        """Add the row at ``address`` to the float64 at ``lanes``, and its magnitudes' codes to those at ``codes``."""
         element = _ELEMENTS[tag]
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -62,88 +60,29 @@ def _row_intrinsic(square: bool, *, first: bool = False) -> Any:
                 return b.inttoptr(b.add(start, _I64(offset)), ir.VectorType(kind, n).as_pointer())
 
             # In a register from line to line: through memory it would be a chain of stores and loads.
-            largest = None if first else b.load(pointer(codes, 0, code), align=LINE)
+            largest = b.load(pointer(codes, 0, code), align=LINE)
             for line in range(LANES // n):
                 _ask(b, b.add(address, _I64(AHEAD + line * LINE)))
                 raw = b.load(pointer(address, line * LINE, element), align=size)
-                v, magnitude = _term(b, raw, square, tag, n)
-                largest = magnitude if largest is None else _larger(b, magnitude, largest)
+                bits = b.bitcast(raw, ir.VectorType(code, n))
+                magnitude = b.and_(bits, _all(code, n, (1 << (tag.bitwidth - 1)) - 1))
+                largest = b.select(b.icmp_signed(">", magnitude, largest), magnitude, largest)
+                v = _widen(b, raw if square else b.bitcast(magnitude, raw.type), tag, n)
                 sums = pointer(lanes, line * n * 8, _F64)
-                b.store(_add_term(b, None if first else b.load(sums, align=LINE), v, square, tag), sums, align=LINE)
+                total = b.load(sums, align=LINE)
+                if not square:
+                    total = b.fadd(total, v)
+                elif FMA and tag != types.float64:
+                    total = _fused(b, v, total)
+                else:
+                    total = b.fadd(total, b.fmul(v, v))
+                b.store(total, sums, align=LINE)
             b.store(largest, pointer(codes, 0, code), align=LINE)
             return context.get_dummy_value()
 
         return types.void(types.uint64, types.uint64, types.uint64, tag), generate
 
     return intrinsic(add_row)
-
-
-def _fold_intrinsic(square: bool, *, first: bool = False) -> Any:
-    def fold_row(context: Any, address: Any, lanes: Any, codes: Any, tag: Any) -> Any:
-        """The last row: added, and all folded in halves, in registers alone. The sum, and the largest code."""
-        element = _ELEMENTS[tag]
-        code_type = {8: types.int8, 16: types.int16, 32: types.int32, 64: types.int64}[tag.bitwidth]
-        result = types.Tuple((types.float64, code_type))
-
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            b, (address, lanes, codes, _) = builder, args
-            size = tag.bitwidth // 8
-            n, code = LINE // size, ir.IntType(tag.bitwidth)
-
-            def pointer(start: Any, offset: int, kind: Any) -> Any:
-                return b.inttoptr(b.add(start, _I64(offset)), ir.VectorType(kind, n).as_pointer())
-
-            largest = None if first else b.load(pointer(codes, 0, code), align=LINE)
-
-            def halves(line: int, lines: int) -> Any:
-                """The sum of every ``lines``-th line, as the fold adds them: the lanes that are left at that width."""
-                nonlocal largest
-                if lines < LANES // n:
-                    return b.fadd(halves(line, 2 * lines), halves(line + lines, 2 * lines))
-                _ask(b, b.add(address, _I64(AHEAD + line * LINE)))
-                raw = b.load(pointer(address, line * LINE, element), align=size)
-                v, magnitude = _term(b, raw, square, tag, n)
-                largest = magnitude if largest is None else _larger(b, magnitude, largest)
-                before = None if first else b.load(pointer(lanes, line * n * 8, _F64), align=LINE)
-                return _add_term(b, before, v, square, tag)
-
-            total = halves(0, 1)
-            for width in (n >> shift for shift in range(1, n.bit_length())):
-                total = b.fadd(_part(b, total, 0, width), _part(b, total, width, width))
-                largest = _larger(b, _part(b, largest, 0, width), _part(b, largest, width, width))
-            values = [b.extract_element(vector, _I32(0)) for vector in (total, largest)]
-            return context.make_tuple(b, result, values)
-
-        return result(types.uint64, types.uint64, types.uint64, tag), generate
-
-    return intrinsic(fold_row)
-
-
-def _term(b: Any, raw: Any, square: bool, tag: Any, n: int) -> tuple[Any, Any]:
-    """What is added, or whose square is, in float64; and the magnitudes' codes."""
-    code = ir.IntType(tag.bitwidth)
-    magnitude = b.and_(b.bitcast(raw, ir.VectorType(code, n)), _all(code, n, (1 << (tag.bitwidth - 1)) - 1))
-    return _widen(b, raw if square else b.bitcast(magnitude, raw.type), tag, n), magnitude
-
-
-def _add_term(b: Any, total: Any, v: Any, square: bool, tag: Any) -> Any:
-    """``total + v²``, or ``total + v``; without a total what would be added to zero."""
-    if total is None:
-        return b.fmul(v, v) if square else v
-    if not square:
-        return b.fadd(total, v)
-    if FMA and tag != types.float64:
-        return _fused(b, v, total)
-    return b.fadd(total, b.fmul(v, v))
-
-
-def _larger(b: Any, x: Any, y: Any) -> Any:
-    return b.select(b.icmp_signed(">", x, y), x, y)
-
-
-def _part(b: Any, vector: Any, start: int, width: int) -> Any:
-    mask = ir.Constant(ir.VectorType(_I32, width), list(range(start, start + width)))
-    return b.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)
 
 
 def _fused(b: Any, v: Any, total: Any) -> Any:
@@ -174,9 +113,6 @@ def ask(context: Any, address: Any) -> Any:
 
 
 _add_squares, _add_magnitudes = _row_intrinsic(True), _row_intrinsic(False)
-_begin_squares, _begin_magnitudes = _row_intrinsic(True, first=True), _row_intrinsic(False, first=True)
-_fold_squares, _fold_magnitudes = _fold_intrinsic(True), _fold_intrinsic(False)
-_only_squares, _only_magnitudes = _fold_intrinsic(True, first=True), _fold_intrinsic(False, first=True)
 
 
 @jit
@@ -209,58 +145,6 @@ def _add_row(address: Any, lanes: Any, codes: Any, absolute: Any, tag: Any) -> A
         add_some(view(address, LANES, tag), view(address, LANES, zero), LANES, lanes, codes, absolute)
 
     return bare(by_elements)
-
-
-def sum_rows(address: Any, rows: Any, lanes: Any, codes: Any, absolute: Any, tag: Any) -> Any:
-    """The sum over ``rows`` rows from ``address`` on, folded, and the largest code. At least one row."""
-    lanes[:] = 0.0
-    codes[:] = 0
-    for row in range(rows):
-        add_row(address + np.uint64(row * LANES * tag.itemsize), lanes, codes, absolute, tag)
-    width = LANES
-    while width > 1:
-        width //= 2
-        for k in range(width):
-            lanes[k] += lanes[k + width]
-    return lanes[0], codes.max()
-
-
-@overload(sum_rows)
-def _sum_rows(address: Any, rows: Any, lanes: Any, codes: Any, absolute: Any, tag: Any) -> Any:
-    if tag not in _ELEMENTS:
-        size, zero = np.uint64(tag.bitwidth // 8 * LANES), {8: np.int8(0), 16: np.int16(0)}[tag.bitwidth]
-
-        def by_elements(address: Any, rows: Any, lanes: Any, codes: Any, absolute: Any, tag: Any) -> Any:
-            lanes[:] = 0.0
-            codes[:] = zero
-            for row in range(rows):
-                add_row(address + np.uint64(row) * size, lanes, codes, absolute, tag)
-            width = LANES
-            while width > 1:
-                width //= 2
-                for k in range(width):
-                    lanes[k] += lanes[k + width]
-            return lanes[0], codes.max()
-
-        return bare(by_elements)
-
-    size = np.uint64(tag.bitwidth // 8 * LANES)
-    squares = isinstance(absolute, types.NoneType)
-    begin = _begin_squares if squares else _begin_magnitudes
-    add = _add_squares if squares else _add_magnitudes
-    end = _fold_squares if squares else _fold_magnitudes
-    only = _only_squares if squares else _only_magnitudes
-
-    def by_lines(address: Any, rows: Any, lanes: Any, codes: Any, absolute: Any, tag: Any) -> Any:
-        to, beside = np.uint64(lanes.ctypes.data), np.uint64(codes.ctypes.data)
-        if rows == 1:
-            return only(address, to, beside, tag)
-        begin(address, to, beside, tag)
-        for row in range(1, rows - 1):
-            add(address + np.uint64(row) * size, to, beside, tag)
-        return end(address + np.uint64(rows - 1) * size, to, beside, tag)
-
-    return bare(by_lines)
 
 
 @jit
