@@ -41,7 +41,7 @@ def test_a_later_stage_is_checked_before_the_first_one_writes(stage: gc.UnitNorm
 @pytest.mark.parametrize(
     ("other", "seen"),
     [
-        ({"w": np.ones((2, 3), np.float32)}, "there are 1 arrays, and the plan is for 2"),
+        ({"w": np.ones((2, 3), np.float32)}, "the number of arrays is 1, and the plan is for 2"),
         ({"w": np.ones((3, 2), np.float32), "b": np.ones(1)}, "array 'w' is float32 of shape (3, 2)"),
         ({"w": np.ones((2, 3)), "b": np.ones(1)}, "array 'w' is float64"),
         ({"v": np.ones((2, 3), np.float32), "b": np.ones(1)}, "array 'v' is float32"),
