@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import gradclip_core as gc
+
+pytest.importorskip("typer")
 from gradclip_core.cli import bench, bench_machine
 from gradclip_core.cli.bench_csv import read
 from gradclip_core.cli.bench_shapes import Shapes, elements, gpt2, small

@@ -223,7 +223,7 @@ def test_tensors_that_autograd_knows(ways: Ways, fake: TorchCuda) -> None:
     expected, _ = gc.clip_by_global_norm([host], 1.0, backend="numpy")
     with torch.inference_mode():
         inference = fake.add(tensor(host).clone())
-    leaf = torch.nn.Parameter(fake.add(tensor(host)))
+    leaf = fake.add(tensor(host)).requires_grad_()  # of no module: it may be somebody's gradient
     for grads in ([inference], [leaf]):
         gc.clip_by_global_norm_(grads, 1.0)
         assert contents([as_numpy(grads[0].detach())]) == contents(expected)

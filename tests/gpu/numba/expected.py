@@ -26,7 +26,8 @@ def expected(buffers: Sequence[Buffer], case: Case) -> Actions:
     order = case.ord
     bounds = None
     if case.bounds is not None and not case.symmetric:
-        low, high = (np.array([case.bounds[dtype.name][side] for dtype in known.dtypes]) for side in (0, 1))
+        ends = np.array([case.bounds[dtype.name] for dtype in known.dtypes]).reshape(-1, 2)
+        low, high = ends[known.kinds, 0], ends[known.kinds, 1]
         bounds = (low / case.inverse, high / case.inverse)
     measured = passes.measure(REFERENCE, buffers, order, sanitize=sanitize, bounds=bounds)
     if measured.nonfinite.any() and case.nonfinite in ("raise", "skip"):

@@ -128,6 +128,8 @@ class TorchCuda:
 @contextmanager
 def cuda_tensors(standin: Machine, *tensors: Any, device: int = 0) -> Iterator[TorchCuda]:
     """Make CPU tensors look like CUDA tensors: their answers, their makers, and the parts of ``torch.cuda`` needed."""
+    from gradclip_core.arrays.torch_door import TorchDoor  # which needs torch to be imported
+
     fake = TorchCuda(standin)
     torch = fake.torch
     with ExitStack() as stack:
@@ -146,6 +148,8 @@ def cuda_tensors(standin: Machine, *tensors: Any, device: int = 0) -> Iterator[T
             patch(torch, name, _maker(fake, getattr(torch, name)))
         for name in _LIKE:
             patch(torch, name, _maker_like(fake, getattr(torch, name)))
+        # The express entrance asks PyTorch's C code, which knows these tensors to be in host memory.
+        patch(TorchDoor, "plain", lambda door, leaves: False)
         patch(torch.cuda, "current_stream", fake.current_stream)
         patch(torch.cuda, "current_device", lambda: standin.device)
         patch(torch.cuda, "device", lambda device: Device(fake._index(device)))
