@@ -137,6 +137,22 @@ class Manifest(Sequence[Buffer]):
 
 
 _BY_CODE = list(DTYPES.values())
+_ITEMSIZES = np.array([dtype.itemsize for dtype in DTYPES.values()], np.int64)
+
+
+def by_rows(
+    pointers: npt.NDArray[np.uint64], lengths: IntArray, codes: IntArray, rows: IntArray
+) -> tuple[npt.NDArray[np.uint64], IntArray, IntArray]:
+    """Pointers, lengths and codes of segments, from those of arrays of ``rows`` rows of ``lengths`` elements each."""
+    strides = (lengths * _ITEMSIZES[codes]).astype(np.uint64)
+    # Numbered through, the rows of an array would be these if it began so many rows earlier.
+    origins = pointers - (np.cumsum(rows) - rows).astype(np.uint64) * strides
+    row = np.arange(rows.sum(), dtype=np.uint64)
+    return (
+        np.repeat(origins, rows) + row * np.repeat(strides, rows),
+        np.repeat(lengths, rows),
+        np.repeat(codes, rows),
+    )
 
 
 class _HostMemory:

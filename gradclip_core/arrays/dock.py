@@ -60,8 +60,8 @@ class Cargo:
     @property
     def looks(self) -> list[tuple[tuple[int, ...], str]]:
         """Shape and dtype of each array."""
-        if self.manifest is not None and isinstance(self.arrays, Fleet):
-            return list(zip(self.arrays.shapes, (dtype.name for dtype in self.manifest.dtypes), strict=True))
+        if isinstance(self.arrays, Fleet):
+            return list(zip(self.shapes, (dtype.name for dtype in self.arrays.manifest.dtypes), strict=True))
         return [(docked.shape, docked.dtype.name) for docked in self.arrays]
 
     def first_path(self, array: int) -> str:

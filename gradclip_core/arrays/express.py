@@ -17,7 +17,7 @@ import numpy as np
 
 from gradclip_core import registry
 from gradclip_core.arrays.docked import Docked, Door, PlainDoor
-from gradclip_core.protocol import DTYPES, Manifest
+from gradclip_core.protocol import DTYPES, Manifest, by_rows
 
 
 class Fleet(Sequence[Docked]):
@@ -92,13 +92,8 @@ def in_units(arrays: Sequence[Docked], axes: Sequence[tuple[int, ...] | None]) -
     rows = np.array(counts, np.int64)
     if not rows.all():
         return None
-    lengths = manifest.lengths // rows
-    strides = (lengths * _ITEMSIZES[manifest.codes]).astype(np.uint64)
-    # Numbered through, the units of an array would be these if it began so many units earlier.
-    origins = manifest.pointers - (np.cumsum(rows) - rows).astype(np.uint64) * strides
-    lengths, codes, strides = (np.repeat(values, rows) for values in (lengths, manifest.codes, strides))
-    pointers = np.repeat(origins, rows) + np.arange(lengths.size, dtype=np.uint64) * strides
-    return Manifest(pointers, lengths, codes, manifest.owners, rows)
+    units = by_rows(manifest.pointers, manifest.lengths // rows, manifest.codes, rows)
+    return Manifest(*units, manifest.owners, rows)
 
 
 _ITEMSIZES = np.array([dtype.itemsize for dtype in DTYPES.values()], np.int64)

@@ -27,6 +27,7 @@ from gradclip_core.protocol import (
     Measurements,
     Request,
     What,
+    by_rows,
     segments,
 )
 
@@ -66,17 +67,12 @@ def tables(buffers: Sequence[Buffer]) -> list[Table]:
     """The buffers' segments, a table for each dtype."""
     if isinstance(buffers, Manifest):
         return _split(buffers.pointers, buffers.lengths, buffers.codes, buffers.distinct)
-    rows = [buffer.rows for buffer in buffers]
+    rows = np.array([buffer.rows for buffer in buffers], np.int64)
     pointers = np.array([buffer.pointer for buffer in buffers], np.uint64)
     lengths = np.array([buffer.length for buffer in buffers], np.int64)
     codes = np.array([_CODES[buffer.dtype.name] for buffer in buffers], np.int64)
-    if any(count != 1 for count in rows):
-        strides = lengths.astype(np.uint64) * np.array([buffer.dtype.itemsize for buffer in buffers], np.uint64)
-        # Numbered through, the rows of an array would be these if it began so many rows earlier.
-        origins = pointers - (np.cumsum(rows) - rows).astype(np.uint64) * strides
-        row = np.arange(sum(rows), dtype=np.uint64)
-        pointers = np.repeat(origins, rows) + row * np.repeat(strides, rows)
-        lengths, codes = np.repeat(lengths, rows), np.repeat(codes, rows)
+    if (rows != 1).any():
+        pointers, lengths, codes = by_rows(pointers, lengths, codes, rows)
     there = {buffer.dtype.name for buffer in buffers if buffer.rows}
     return _split(pointers, lengths, codes, [dtype for name, dtype in DTYPES.items() if name in there])
 
