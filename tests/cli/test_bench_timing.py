@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import time
 from functools import partial
 from pathlib import Path
 
@@ -36,23 +35,32 @@ def test_a_budget_ends_the_rounds_when_there_are_enough() -> None:
     assert timed({"a": lambda: None}, 50, budget=0.0)["a"].size == bench_timing.FEWEST_ROUNDS
 
 
-def test_short_calls_are_timed_several_at_once() -> None:
-    count = 0
+class _Clock:
+    """Time that passes by being asked for, 10 microseconds each time, and in calls."""
 
-    def call() -> None:
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 1e-5
+        return self.now
+
+
+def test_short_calls_are_timed_several_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, count = _Clock(), 0
+    monkeypatch.setattr(bench_timing, "time", clock)
+
+    def call(seconds: float) -> None:
         nonlocal count
         count += 1
+        clock.now += seconds
 
-    def slow() -> None:
-        call()
-        time.sleep(1e-3)
-
-    (seconds,) = timed({"a": call}, 2, repeats=True).values()
-    assert count > 100
-    assert seconds.max() < 1e-3
+    (seconds,) = timed({"a": partial(call, 1e-6)}, 2, repeats=True).values()
+    at_once = 18  # 11 microseconds with the clock's own, in 200
+    assert count == bench_timing.WARM_UP + 2 * at_once
+    assert seconds == pytest.approx([1e-6 + 1e-5 / at_once] * 2)
     count = 0
-    timed({"slow": slow}, 2, repeats=True)
-    assert count == 2 + bench_timing.WARM_UP
+    timed({"slow": partial(call, 1e-3)}, 2, repeats=True)
+    assert count == bench_timing.WARM_UP + 2
 
 
 def test_ratios_are_taken_round_by_round() -> None:
