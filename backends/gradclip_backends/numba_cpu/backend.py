@@ -209,7 +209,8 @@ class NumbaCpuBackend:
             lanes, codes = _scratch.arrays(zero.dtype)
             clamp_kernels.clamp_range(
                 tag, dtype.itemsize, zero, infinity, np.float32(dtype.largest), table.pointers, table.lengths,
-                table.first, coarse, fine, lows, highs, symmetric, start, stop, lanes, codes, sums, found, written,
+                table.first, coarse, fine, lows, highs, symmetric, start, stop,
+                lanes, _scratch.later, codes, sums, found, written,
             )  # fmt: skip
 
         with np.errstate(all="ignore"):
@@ -257,16 +258,16 @@ def _finish(table: Table, sums: FloatArray, found: FloatArray, total: Measuremen
 
 
 class _Scratch(threading.local):
-    """Memory that the kernels of a thread add in: the lanes, and a line for the largest codes.
+    """Memory that the kernels of a thread add in: the lanes, others for a second sum, a line for the largest codes.
 
-    Both start where a cache line does: a vector across two lines is twice as slow to store and load again.
+    All start where a cache line does: a vector across two lines is twice as slow to store and load again.
     """
 
     def __init__(self) -> None:
-        memory = np.empty(LANES * 8 + 2 * LINE, np.uint8)
+        memory = np.empty(2 * LANES * 8 + 2 * LINE, np.uint8)
         aligned = memory[-memory.ctypes.data % LINE :]
-        self._lanes = aligned[: LANES * 8].view(np.float64)
-        self._line = aligned[LANES * 8 :][:LINE]
+        self._lanes, self.later = aligned[: 2 * LANES * 8].view(np.float64).reshape(2, LANES)
+        self._line = aligned[2 * LANES * 8 :][:LINE]
 
     def arrays(self, code: np.dtype[Any]) -> tuple[FloatArray, npt.NDArray[Any]]:
         """256 lanes, and a line of ``code``."""

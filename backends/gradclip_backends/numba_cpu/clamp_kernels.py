@@ -1,24 +1,29 @@
-"""The kernel of clipping by value where nothing is refused: measure, clamp and measure again, a block at a time.
+"""The kernel of clipping by value where nothing is refused: measure, and clamp, a block at a time.
 
-A block is in the first-level cache when it is written and read again, so memory is read once, and of blocks
-in which nothing is beyond the limits nothing is written.
+One walk over a block has the sums before and after, where the last one had something beyond the limits. The
+block is in the first-level cache when it is written, so memory is read once, and of blocks in which nothing
+is beyond the limits nothing is written.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from gradclip_backends.numba_cpu.elements import decode, view, widen
+from gradclip_backends.numba_cpu.elements import clamped_code, decode, narrow, view, widen
 from gradclip_backends.numba_cpu.jit import jit
 from gradclip_backends.numba_cpu.kernels import (
     BLOCK,
     find_segment,
+    fold,
+    largest_of,
     measure_careful,
     scale_block_in_place,
     sum_block,
 )
+from gradclip_backends.numba_cpu.lines import LANES, add_clamped, add_rows, add_some
 
 
 @jit
@@ -29,6 +34,53 @@ def count_outside(x: Any, n: Any, low: Any, high: Any) -> Any:
         v = widen(x[i])
         count += (v < low) | (v > high)
     return count
+
+
+@jit
+def sum_both(
+    address: Any,
+    n: Any,
+    itemsize: Any,
+    low: Any,
+    high: Any,
+    lanes: Any,
+    after: Any,
+    codes: Any,
+    tag: Any,
+    zero: Any,
+) -> Any:
+    """``sum_block`` of squares, and in the middle what it will be when the block is clamped."""
+    for k in range(LANES):
+        lanes[k] = 0.0
+        after[k] = 0.0
+    for k in range(codes.size):
+        codes[k] = zero
+    rows = n // LANES
+    if rows:
+        add_rows(address, rows, lanes, codes, (np.uint64(after.ctypes.data), low, high), tag)
+    left = n - rows * LANES
+    if left:
+        rest = address + np.uint64(rows * LANES * itemsize)
+        x = view(rest, left, tag)
+        add_some(x, view(rest, left, zero), left, lanes, codes, None)
+        add_clamped(x, left, after, low, high)
+    return fold(lanes), fold(after), largest_of(codes, codes.size, zero)
+
+
+@jit
+def clamp_block(address: Any, n: Any, low: Any, high: Any, symmetric: Any, tag: Any, zero: Any) -> Any:
+    """In place. The limits are numbers of the storage type, or infinite; what lies within keeps its bits."""
+    if symmetric:  # the bits of magnitudes are in their order
+        bits = view(address, n, zero)
+        limit = decode(narrow(high, tag), zero)
+        for i in range(n):
+            bits[i] = clamped_code(bits[i], limit)
+        return
+    x, least, most = view(address, n, tag), narrow(low, tag), narrow(high, tag)
+    for i in range(n):
+        v = widen(x[i])
+        y = least if v < low else x[i]
+        x[i] = most if v > high else y
 
 
 @jit
@@ -49,6 +101,7 @@ def clamp_range(
     start: Any,
     stop: Any,
     lanes: Any,
+    later: Any,
     codes: Any,
     sums: Any,
     found: Any,
@@ -57,8 +110,10 @@ def clamp_range(
     """``clamp(x · factor · fine, low, high)`` in place over a range of blocks.
 
     Fills ``sums`` and ``found`` as ``measure_range`` does before, and ``after`` with the sums of what was written.
+    ``lanes`` and ``later`` are scratch memory of 256 float64 each, ``codes`` of a line.
     """
     scaled = factor * fine != 1.0
+    both = False  # what comes is taken to be like what was: most of it beyond the limits, or none
     s = find_segment(first, start)
     for block in range(start, stop):
         while first[s + 1] <= block:
@@ -68,7 +123,14 @@ def clamp_range(
         address = pointers[s] + np.uint64(done * itemsize)
         x = view(address, n, tag)
         low, high = lows[s], highs[s]
-        total, code = sum_block(address, n, itemsize, None, lanes, codes, tag, zero)
+        clamped = math.nan
+        if both:
+            total, clamped, code = sum_both(
+                address, n, itemsize, np.float64(low), np.float64(high), lanes, later, codes, tag, zero
+            )
+        else:
+            total, code = sum_block(address, n, itemsize, None, lanes, codes, tag, zero)
+        simple = code < infinity and not scaled
         if code < infinity:
             largest = widen(decode(code, tag))
             found[block, 0] = largest
@@ -79,6 +141,14 @@ def clamp_range(
             total = measure_careful(x, n, 2.0, 0, 1.0, False, low, high, top, lanes, found[block])
             beyond = found[block, 3] > 0
         sums[block] = after[block] = total
-        if beyond or scaled:
+        both = simple and beyond
+        if both:
+            clamp_block(address, n, low, high, symmetric, tag, zero)
+        elif beyond or scaled:
             scale_block_in_place(x, n, factor, fine, low, high, top, False, tag)
+        else:
+            continue
+        if both and clamped == clamped:
+            after[block] = clamped
+        else:
             after[block], _ = sum_block(address, n, itemsize, None, lanes, codes, tag, zero)

@@ -296,6 +296,28 @@ def _overload_larger_code(a: Any, b: Any) -> Any:
 
 
 @intrinsic
+def _clamped_code(context: Any, code: Any, limit: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        b, (code_, limit_) = builder, args
+        sign = code_.type(-1 << (code.bitwidth - 1))
+        magnitude = b.and_(code_, b.not_(sign))
+        return b.select(b.icmp_signed(">", magnitude, limit_), b.or_(b.and_(code_, sign), limit_), code_)
+
+    return code(code, code), generate
+
+
+def clamped_code(code: Any, limit: Any) -> Any:
+    """The code of an element whose magnitude is at most that of the code ``limit``."""
+    sign = np.iinfo(type(code)).min
+    return type(code)((code & sign) | limit) if code & ~sign > limit else code
+
+
+@overload(clamped_code)
+def _overload_clamped_code(code: Any, limit: Any) -> Any:
+    return lambda code, limit: _clamped_code(code, limit)
+
+
+@intrinsic
 def _bitcast(context: Any, code: Any, tag: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], context.get_value_type(tag))

@@ -13,7 +13,7 @@ import numpy as np
 
 from gradclip_backends.numba_cpu.elements import decode, larger_code, narrow, view, widen
 from gradclip_backends.numba_cpu.jit import jit
-from gradclip_backends.numba_cpu.lines import LANES, add_row, add_some, term
+from gradclip_backends.numba_cpu.lines import LANES, add_rows, add_some, term
 
 BLOCK = 4096
 
@@ -85,8 +85,7 @@ def sum_block(address: Any, n: Any, itemsize: Any, absolute: Any, lanes: Any, co
     for k in range(codes.size):
         codes[k] = zero
     rows = n // LANES
-    for row in range(rows):
-        add_row(address + np.uint64(row * LANES * itemsize), lanes, codes, absolute, tag)
+    add_rows(address, rows, lanes, codes, absolute, tag)
     left = n - rows * LANES
     if left:
         rest = address + np.uint64(rows * LANES * itemsize)
