@@ -14,8 +14,8 @@ from typing import Any
 import gradclip_core as gc
 from benchmarks.harness import Settings
 from benchmarks.shapes import Shapes, gpt2
-from gradclip_core.cli.bench_limits import Memory
-from gradclip_core.cli.bench_timing import LIMIT, OURS, Call, Case, Prepared
+from gradclip_core.cli.bench_limits import Memory, Reading
+from gradclip_core.cli.bench_timing import LIMIT, OURS, READING, Call, Case, Prepared
 from gradclip_core.cli.bench_works import Gradients, gradients
 
 STEPS = (("scale 1 unclipped", 1.0), ("scale 2 unclipped", 2.0), ("scale 2 clipped", 2.0))
@@ -60,6 +60,8 @@ def unscaling(torch: Any, shapes: Shapes, threads: int, what: str, scale: float)
         OURS: _ours(torch, ours, scale, bounds[0]),
         "torch": _theirs(torch, theirs.params, scale, bounds[1]),
     }
+    if not writes:
+        calls[READING] = Reading(ours.views(), threads)
     return Prepared(calls, len(shapes), (3 if writes else 1) * ours.nbytes)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.harness import ROOT, latest
 from benchmarks.readme import GPT2, between
 from gradclip_core.cli.bench_csv import Context
-from gradclip_core.cli.bench_timing import LIMIT, OURS, Row, percent, times
+from gradclip_core.cli.bench_timing import LIMIT, OURS, READING, Row, percent, times
 
 PAGE = ROOT / "docs" / "speed.md"
 GOALS: tuple[tuple[str, str, str, str, float], ...] = (
@@ -41,8 +41,8 @@ GOALS: tuple[tuple[str, str, str, str, float], ...] = (
 )
 """Benchmark, work, data, peer, and how many times as fast it was meant to be."""
 HEAD = """\
-| work | gradients | peer | goal | times ours | the most there is | of the memory's limit |
-|---|---|---|---|---|---|---|"""
+| work | gradients | peer | goal | times ours | the most there is | of the memory's limit | of reading them alone |
+|---|---|---|---|---|---|---|---|"""
 
 
 def write(path: Path = PAGE) -> Path:
@@ -57,12 +57,14 @@ def table(found: Sequence[tuple[Context, Row]]) -> str:
     lines = [HEAD]
     for benchmark, work, data, peer, goal in GOALS:
         ours, theirs, limit = (rows.get((benchmark, work, data, who)) for who in (OURS, peer, LIMIT))
+        reading = rows.get((benchmark, work, data, READING))
         if ours is None or theirs is None or limit is None:
             continue
         ratio = theirs.times_ours_median
         shown = times(ratio)
         lines.append(
             f"| {work} | {data} | {peer} | {goal:g} | {f'**{shown}**' if float(shown) >= goal else shown} "
-            f"| {times(theirs.ms_median / limit.ms_median)} | {percent(ours.percent_of_limit)} |"
+            f"| {times(theirs.ms_median / limit.ms_median)} | {percent(ours.percent_of_limit)} "
+            f"| {'' if reading is None else percent(100 * reading.times_ours_median)} |"
         )
     return "\n".join(lines)

@@ -9,7 +9,7 @@ The same bits, and the same info.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -24,7 +24,6 @@ from gradclip_core.rules import Value
 from gradclip_core.stages import Stage
 
 
-@runtime_checkable
 class Clamps(Protocol):
     """A backend that clamps in one pass."""
 
@@ -47,13 +46,13 @@ def clamp_in_one_pass(
         return None
     low, high = stage.limit
     unlike = low != -high and stage.inverse != 1
-    if not isinstance(backend, Clamps) or unlike or not _fit(flats):
+    if not hasattr(backend, "clamp") or unlike or not _fit(flats):
         return None
     segments = Segments.of(flats.buffers)
     factor = round_down_float32(np.array([stage.inverse]))
     coarse, fine = split(factor)
     lows, highs = stored_limits(stage.limit, segments)
-    found, after = backend.clamp(flats.buffers, lows, highs, coarse[0], fine[0])
+    found, after = cast(Clamps, backend).clamp(flats.buffers, lows, highs, coarse[0], fine[0])
     count = after.size
     whole = np.zeros(count, np.int64)
     measured = Measured(found, 2.0, whole, np.ones(count))

@@ -92,9 +92,8 @@ def decide_norms(measured: Measured, scopes: Scopes, segments: Segments, inverse
     beyond = over(norms, scopes, inverse)
     if inverse == 1 and not sanitize and not beyond.any() and not np.isnan(norms.root).any():
         # As below, at once: so it is in most steps, and of many small arrays the decision is a good part of the time.
-        leave = actions_of(np.full(ids.size, LEAVE, np.uint8), np.ones(1), ids=np.zeros_like(ids))
         left_alone = _norm_left_alone(measured, norms, scopes, inverse)
-        return Decision(leave, False, left_alone, None if measured.nonfinite.any() else inverse)
+        return Decision(_leave(ids.size), False, left_alone, None if measured.nonfinite.any() else inverse)
 
     narrow_scope = _narrow(scopes, segments)
     spread = None if one_each(ids, count) else ids
@@ -223,8 +222,13 @@ def decide_zero(segments: Segments) -> Decision:
 
 def decide_nothing(segments: Segments) -> Decision:
     """Every segment is left as it is, scaled or not."""
-    count = segments.sizes.size
-    return Decision(actions_of(np.full(count, LEAVE, np.uint8), np.ones(count)), False, None, None)
+    return Decision(_leave(segments.sizes.size), False, None, None)
+
+
+def _leave(count: int) -> Actions:
+    """Nothing is written; in other memory, what was there."""
+    one, infinity = np.ones(count, np.float32), np.full(count, math.inf)
+    return Actions(np.full(count, LEAVE, np.uint8), np.ones(count), one, one, -infinity, infinity)
 
 
 def actions_of(

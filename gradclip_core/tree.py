@@ -23,14 +23,21 @@ _CURE = "Pass a dict, list, tuple, namedtuple, dataclass, iterator or array of g
 class Node:
     """One container: its children, their names, and how to make it again from new children."""
 
-    __slots__ = ("_names", "children", "make")
+    __slots__ = ("_names", "children", "flat", "make")
 
     def __init__(
-        self, names: Sequence[str] | range, children: Sequence[Node | None], make: Callable[[list[Any]], Any]
+        self,
+        names: Sequence[str] | range,
+        children: Sequence[Node | None],
+        make: Callable[[list[Any]], Any],
+        *,
+        flat: bool = False,
     ) -> None:
         self._names = names
         self.children = children
         self.make = make
+        self.flat = flat
+        """Known to have no children but leaves and None."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -167,9 +174,9 @@ def _node(names: Sequence[Any], children: Collection[Any], leaves: list[Any], ma
     if all(_of_arrays(kind) for kind in kinds):  # as good as always, and thousands of them
         if type(None) not in kinds:
             leaves.extend(children)
-            return Node(names, [_LEAF] * len(children), make)
+            return Node(names, [_LEAF] * len(children), make, flat=True)
         leaves.extend(child for child in children if child is not None)
-        return Node(names, [None if child is None else _LEAF for child in children], make)
+        return Node(names, [None if child is None else _LEAF for child in children], make, flat=True)
     return Node(names, [_walk(child, leaves) for child in children], make)
 
 
@@ -249,10 +256,8 @@ def _registered_node(x: Any) -> tuple[list[Any], Callable[[list[Any]], Any]] | N
 def _without_makers(node: Node | None) -> Node | None:
     if node is None or node is _LEAF:
         return node
-    children = node.children
-    if any(child is not None and child is not _LEAF for child in children):
-        children = [_without_makers(child) for child in children]
-    return Node(node._names, children, _LEAF.make)
+    children = node.children if node.flat else [_without_makers(child) for child in node.children]
+    return Node(node._names, children, _LEAF.make, flat=node.flat)
 
 
 def _nodes(node: Node | None, prefix: str) -> Iterator[tuple[str, Node | None]]:

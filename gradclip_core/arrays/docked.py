@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from gradclip_core.errors import GradClipError
 from gradclip_core.protocol import DType
@@ -42,7 +42,6 @@ class Door(Protocol):
         ...
 
 
-@runtime_checkable
 class PlainDoor(Door, Protocol):
     """A door whose arrays may come in by ``arrays/express.py``, all at once and not one by one."""
 

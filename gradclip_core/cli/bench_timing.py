@@ -16,7 +16,8 @@ Seconds = dict[str, npt.NDArray[np.float64]]
 
 OURS = "gradclip"
 LIMIT = "limit"
-"""The names of two calls: what others are compared with, and the machine's own."""
+READING = "reading them alone"
+"""The names of three calls: what others are compared with, the machine's own, and its own on the very gradients."""
 WARM_UP = 2
 FEWEST_ROUNDS = 5
 _LEAST_SECONDS = 2e-4

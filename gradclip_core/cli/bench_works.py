@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +16,9 @@ from typing import Any
 import numpy as np
 
 import gradclip_core as gc
-from gradclip_core.cli.bench_limits import Memory
+from gradclip_core.cli.bench_limits import Memory, Reading
 from gradclip_core.cli.bench_shapes import Shapes
-from gradclip_core.cli.bench_timing import LIMIT, OURS, Call, Prepared, shrinking
+from gradclip_core.cli.bench_timing import LIMIT, OURS, READING, Call, Prepared, shrinking
 
 _SPREAD = 2.0**-6
 _SEED = 0
@@ -41,8 +42,15 @@ class Gradients:
     params: list[Any] = field(default_factory=list)
 
     def views(self) -> list[Any]:
-        """The same memory, as NumPy's arrays."""
-        return [array if isinstance(array, np.ndarray) else array.numpy() for array in self.arrays]
+        """The same memory, as NumPy's arrays; bfloat16, which NumPy has not, as integers."""
+        return [_view(array) for array in self.arrays]
+
+
+def _view(array: Any) -> Any:
+    if isinstance(array, np.ndarray):
+        return array
+    torch = sys.modules["torch"]
+    return (array.view(torch.int16) if array.dtype is torch.bfloat16 else array).numpy()
 
 
 def gradients(shapes: Shapes, dtype: str, torch: Any = None) -> Gradients:
@@ -75,6 +83,8 @@ def by_global_norm(
         LIMIT: memory.read_then_scale if clips else memory.read,
         OURS: lambda: gc.clip_by_global_norm_(grads.arrays, next(bounds)),
     }
+    if peers.torch is not None and not clips:
+        calls[READING] = Reading(grads.views(), threads)
     if peers.torch is not None:
         clip = peers.torch.nn.utils.clip_grad_norm_
         calls["torch"] = lambda: clip(grads.params, next(bounds), foreach=True)
@@ -101,6 +111,8 @@ def by_value(shapes: Shapes, dtype: str, threads: int, torch: Any, *, clips: boo
         LIMIT: memory.scale if clips else memory.read,
         OURS: lambda: gc.clip_by_value_(grads.arrays, next(bounds), nonfinite=policy),
     }
+    if torch is not None and not clips:
+        calls[READING] = Reading(grads.views(), threads)
     if torch is not None:
         calls["torch"] = lambda: torch.nn.utils.clip_grad_value_(grads.params, next(bounds), foreach=True)
     else:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from gradclip_backends.numba_cpu import carries, clamp_kernels, exchange, kernels, pool
 from gradclip_backends.numba_cpu.elements import TAGS, code_tag
-from gradclip_backends.numba_cpu.lines import LANES, LINE
+from gradclip_backends.numba_cpu.folds import LANES, LINE
 from gradclip_core.protocol import (
     DTYPES,
     FLOAT64,

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from gradclip_backends.numba_cpu.elements import view, widen
+from gradclip_backends.numba_cpu.folds import LANES
 from gradclip_backends.numba_cpu.jit import jit
 from gradclip_backends.numba_cpu.kernels import BLOCK, find_segment
-from gradclip_backends.numba_cpu.lines import LANES
 
 
 @jit

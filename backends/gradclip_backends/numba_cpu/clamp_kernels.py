@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 
 from gradclip_backends.numba_cpu.elements import clamped_code, decode, narrow, view, widen
+from gradclip_backends.numba_cpu.folds import LANES, fold, largest_of
 from gradclip_backends.numba_cpu.jit import jit
 from gradclip_backends.numba_cpu.kernels import (
     BLOCK,
     find_segment,
-    fold,
-    largest_of,
     measure_careful,
     scale_block_in_place,
     sum_block,
 )
-from gradclip_backends.numba_cpu.lines import LANES, add_clamped, add_rows, add_some
+from gradclip_backends.numba_cpu.lines import add_clamped, add_rows, add_some
 
 
 @jit
@@ -64,7 +63,7 @@ def sum_both(
         x = view(rest, left, tag)
         add_some(x, view(rest, left, zero), left, lanes, codes, None)
         add_clamped(x, left, after, low, high)
-    return fold(lanes), fold(after), largest_of(codes, codes.size, zero)
+    return fold(lanes), fold(after), largest_of(codes, zero)
 
 
 @jit

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from gradclip_backends.numba_cpu.elements import narrow_once, view, widen
+from gradclip_backends.numba_cpu.folds import LANES, fold
 from gradclip_backends.numba_cpu.jit import jit
-from gradclip_backends.numba_cpu.kernels import BLOCK, find_segment, fold, tree
-from gradclip_backends.numba_cpu.lines import LANES
+from gradclip_backends.numba_cpu.kernels import BLOCK, find_segment, tree
 from gradclip_core.forms import EXTREMES, FORMS, MOMENTS
 from gradclip_core.protocol import DTYPES
 

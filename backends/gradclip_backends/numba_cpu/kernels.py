@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from gradclip_backends.numba_cpu.elements import decode, larger_code, narrow, view, widen
+from gradclip_backends.numba_cpu.elements import decode, narrow, view, widen
+from gradclip_backends.numba_cpu.folds import LANES, fold, largest_of
 from gradclip_backends.numba_cpu.jit import jit
-from gradclip_backends.numba_cpu.lines import LANES, add_rows, add_some, term
+from gradclip_backends.numba_cpu.lines import add_rows, add_some
 
 BLOCK = 4096
 
@@ -32,65 +33,20 @@ def find_segment(first: Any, block: Any) -> Any:
 
 
 @jit
-def fold(lanes: Any) -> Any:
-    """The 256 lanes folded in halves. Written out, so that each width vectorises."""
-    for k in range(128):
-        lanes[k] += lanes[k + 128]
-    for k in range(64):
-        lanes[k] += lanes[k + 64]
-    for k in range(32):
-        lanes[k] += lanes[k + 32]
-    for k in range(16):
-        lanes[k] += lanes[k + 16]
-    for k in range(8):
-        lanes[k] += lanes[k + 8]
-    for k in range(4):
-        lanes[k] += lanes[k + 4]
-    return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
-
-
-@jit
-def sum_row(x: Any, n: Any, absolute: Any, lanes: Any) -> Any:
-    """The sum over up to 256 elements: of zeros, only as many are folded as it takes to have a power of two."""
-    width = 4
-    while width < n:
-        width *= 2
-    for k in range(n):
-        lanes[k] = term(x[k], absolute)
-    for k in range(n, width):
-        lanes[k] = 0.0
-    while width > 4:
-        width //= 2
-        for k in range(width):
-            lanes[k] += lanes[k + width]
-    return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
-
-
-@jit
-def largest_of(bits: Any, n: Any, zero: Any) -> Any:
-    """The largest magnitude's code."""
-    largest = zero
-    for k in range(n):
-        largest = larger_code(largest, bits[k])
-    return largest
-
-
-@jit
 def sum_block(address: Any, n: Any, itemsize: Any, absolute: Any, lanes: Any, codes: Any, tag: Any, zero: Any) -> Any:
     """The sum over a block of ``n`` elements, what is missing counting as zeros, and the largest magnitude's code."""
-    if n <= LANES:
-        return sum_row(view(address, n, tag), n, absolute, lanes), largest_of(view(address, n, zero), n, zero)
     for k in range(LANES):
         lanes[k] = 0.0
     for k in range(codes.size):
         codes[k] = zero
     rows = n // LANES
-    add_rows(address, rows, lanes, codes, absolute, tag)
+    if rows:
+        add_rows(address, rows, lanes, codes, absolute, tag)
     left = n - rows * LANES
     if left:
         rest = address + np.uint64(rows * LANES * itemsize)
         add_some(view(rest, left, tag), view(rest, left, zero), left, lanes, codes, absolute)
-    return fold(lanes), largest_of(codes, codes.size, zero)
+    return fold(lanes), largest_of(codes, zero)
 
 
 @jit

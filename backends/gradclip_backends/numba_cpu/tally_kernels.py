@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from gradclip_backends.numba_cpu.elements import bits_of, view
+from gradclip_backends.numba_cpu.folds import LANES, fold
 from gradclip_backends.numba_cpu.form_kernels import load_block
 from gradclip_backends.numba_cpu.jit import jit
-from gradclip_backends.numba_cpu.kernels import BLOCK, find_segment, fold
-from gradclip_backends.numba_cpu.lines import LANES
+from gradclip_backends.numba_cpu.kernels import BLOCK, find_segment
 
 _SIGN = np.uint64(1 << 63)
 _FRACTION = np.uint64((1 << 52) - 1)
