@@ -15,6 +15,7 @@ import numpy as np
 from gradclip_core import validate
 from gradclip_core.arrays.dock import Cargo
 from gradclip_core.arrays.docked import Docked
+from gradclip_core.axes import Axis, axes_of_units
 from gradclip_core.errors import InvalidArgumentError, show
 from gradclip_core.protocol import IntArray, Scopes
 
@@ -24,6 +25,7 @@ class Site:
 
     def __init__(self, cargo: Cargo) -> None:
         self._cargo = cargo
+        self._units: tuple[Axis, list[tuple[int, ...] | None]] | None = None
 
     @cached_property
     def paths(self) -> list[str]:
@@ -43,6 +45,13 @@ class Site:
             return {}
         leaves = zip(self._cargo.tree.paths, self._cargo.index, strict=True)
         return {path: array for path, array in leaves if path not in firsts}
+
+    def units(self, axis: Axis) -> list[tuple[int, ...] | None]:
+        """The axes that the units of each array extend over; asked for the same again, the same list."""
+        if self._units is None or self._units[0] is not axis:
+            pairs = zip(self.paths, self.shapes, strict=True)
+            self._units = axis, [axes_of_units(axis, path, shape) for path, shape in pairs]
+        return self._units[1]
 
     @property
     def empty(self) -> list[str]:

@@ -16,7 +16,7 @@ import numpy as np
 from gradclip_core import validate
 from gradclip_core.arrays.dock import unload
 from gradclip_core.arrays.express import in_units
-from gradclip_core.axes import Axis, axes_of_units, check_axis
+from gradclip_core.axes import Axis, check_axis
 from gradclip_core.errors import InvalidArgumentError
 from gradclip_core.members import match
 from gradclip_core.norms import Measured, scope_norms
@@ -43,13 +43,13 @@ class UnitNorm(NormRule):
 
     def unit_axes(self, site: Site) -> list[tuple[int, ...] | None] | None:
         """See ``Rule.unit_axes``."""
-        return [axes_of_units(self.axis, path, shape) for path, shape in zip(site.paths, site.shapes, strict=True)]
+        return site.units(self.axis)
 
     def weights(self, site: Site) -> WeightArrays | None:
         """See ``NormRule.weights``: a scope for each unit."""
         params = unload(self.params, "adaptive_clip, params", clips=False)
         index = match(params, site, "adaptive_clip, params", "parameter")
-        axes = [axes_of_units(self.axis, path, shape) for path, shape in zip(site.paths, site.shapes, strict=True)]
+        axes = site.units(self.axis)
         if params.manifest is not None and index == list(range(len(params.arrays))):
             return WeightArrays(params.arrays, axes, self.clipping, self.eps, site.paths)
         return WeightArrays([params.arrays[i] for i in index], axes, self.clipping, self.eps, site.paths)

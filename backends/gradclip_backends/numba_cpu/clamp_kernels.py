@@ -22,7 +22,7 @@ from gradclip_backends.numba_cpu.kernels import (
     scale_block_in_place,
     sum_block,
 )
-from gradclip_backends.numba_cpu.lines import add_clamped, add_rows, add_some
+from gradclip_backends.numba_cpu.lines import add_clamped, add_lines, add_some
 
 
 @jit
@@ -54,15 +54,13 @@ def sum_both(
         after[k] = 0.0
     for k in range(codes.size):
         codes[k] = zero
-    rows = n // LANES
-    if rows:
-        add_rows(address, rows, lanes, codes, (np.uint64(after.ctypes.data), low, high), tag)
-    left = n - rows * LANES
+    done = add_lines(address, n, lanes, codes, (np.uint64(after.ctypes.data), low, high), tag)
+    left = n - done
     if left:
-        rest = address + np.uint64(rows * LANES * itemsize)
+        rest = address + np.uint64(done * itemsize)
         x = view(rest, left, tag)
-        add_some(x, view(rest, left, zero), left, lanes, codes, None)
-        add_clamped(x, left, after, low, high)
+        add_some(x, view(rest, left, zero), left, done % LANES, lanes, codes, None)
+        add_clamped(x, left, done % LANES, after, low, high)
     return fold(lanes), fold(after), largest_of(codes, zero)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from gradclip_backends.numba_cpu.elements import decode, narrow, view, widen
 from gradclip_backends.numba_cpu.folds import LANES, fold, largest_of
 from gradclip_backends.numba_cpu.jit import jit
-from gradclip_backends.numba_cpu.lines import add_rows, add_some
+from gradclip_backends.numba_cpu.lines import add_lines, add_some
 
 BLOCK = 4096
 
@@ -39,13 +39,11 @@ def sum_block(address: Any, n: Any, itemsize: Any, absolute: Any, lanes: Any, co
         lanes[k] = 0.0
     for k in range(codes.size):
         codes[k] = zero
-    rows = n // LANES
-    if rows:
-        add_rows(address, rows, lanes, codes, absolute, tag)
-    left = n - rows * LANES
+    done = add_lines(address, n, lanes, codes, absolute, tag)
+    left = n - done
     if left:
-        rest = address + np.uint64(rows * LANES * itemsize)
-        add_some(view(rest, left, tag), view(rest, left, zero), left, lanes, codes, absolute)
+        rest = address + np.uint64(done * itemsize)
+        add_some(view(rest, left, tag), view(rest, left, zero), left, done % LANES, lanes, codes, absolute)
     return fold(lanes), largest_of(codes, zero)
 
 

@@ -1,9 +1,8 @@
 """A cache line at a time: 64 bytes are loaded, widened, and added to their lanes; the largest is kept.
 
-Four rows of 256 elements go together, a line of each after the other, so that their lanes are loaded and
-stored once for the four. Memory is read once, each line asked for before it is used, and each page long
-before: all arithmetic hides behind the memory. Written as LLVM vectors, because the compiler makes none of
-this of a loop over elements. A processor with narrower vectors gets two or four instructions for one.
+Memory is read once, and where each page is, is asked long before: all arithmetic hides behind the memory.
+Written as LLVM vectors, because the compiler makes none of this of a loop over elements. A processor with
+narrower vectors gets two or four instructions for one.
 """
 
 from __future__ import annotations
@@ -21,12 +20,14 @@ from gradclip_backends.numba_cpu.jit import bare, intrinsic, jit, overload
 from gradclip_backends.numba_cpu.small_floats import F16C, FMA
 
 TOGETHER = 4
-"""Rows of a group. Two and eight measured the same within 3 %, one 10 % slower, sixteen 40 %."""
+"""Rows of 16-bit elements that go together, a line of each after the other, so that their lanes are loaded and stored
+once for the four, and each line is asked for before it is used. Wider elements go row after row: their arithmetic is
+less, and the processor asks for what comes next by itself, sooner than an instruction can."""
 PAGE = 4096
-AHEAD = 2 * PAGE
+AHEAD = PAGE
 PAGES_AHEAD = 16
 """Bytes and pages between what is asked for and what is used. Where a page is, is looked up in four tables, and in a
-virtual machine's host again; PyTorch's memory is in pages of 4 KB. Asking for one line of each early saves 15 %."""
+virtual machine's host again; PyTorch's memory is in pages of 4 KB. Asking for a line of each early saves 10 to 15 %."""
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _F32, _F64 = ir.FloatType(), ir.DoubleType()
@@ -70,8 +71,15 @@ def _upper_halves(b: Any, address: Any) -> Any:
     return _splat(b, bits)
 
 
-def _walk(b: Any, tag: Any, address: Any, rows: Any, codes: Any, lanes: list[Any], add: Any) -> None:
-    """Add up to four rows: ``add(v, sums)`` has the sums of eight lanes of each of ``lanes``, eight elements later."""
+def _together(tag: Any) -> int:
+    return TOGETHER if tag.bitwidth == 16 else 1
+
+
+def _walk(b: Any, tag: Any, address: Any, rows: Any, lines: Any, codes: Any, lanes: list[Any], add: Any) -> None:
+    """Add the first ``lines`` lines of up to four rows.
+
+    ``add(v, sums)`` has the sums of eight lanes of each of ``lanes``, eight elements later.
+    """
     code, size = ir.IntType(tag.bitwidth), tag.bitwidth // 8
     n, all_bits = LINE // size, ir.VectorType(code, LINE // size)
 
@@ -81,9 +89,10 @@ def _walk(b: Any, tag: Any, address: Any, rows: Any, codes: Any, lanes: list[Any
     upper = _upper_halves(b, address)
     line = b.inttoptr(codes, all_bits.as_pointer())
     largest = variable(b.load(line, align=LINE))
-    for page in range(0, TOGETHER * LANES * size, PAGE):
+    together = _together(tag)
+    for page in range(0, together * LANES * size, PAGE):
         _ask(b, b.add(address, _I64(PAGES_AHEAD * PAGE + page)))
-    with cgutils.for_range(b, _I64(LANES // n)) as columns:
+    with cgutils.for_range(b, lines) as columns:
         offset = b.mul(columns.index, _I64(n * 8))
         places = [[_eight(b, b.add(b.add(to, offset), _I64(k * 8)), _F64) for to in lanes] for k in range(0, n, 8)]
         sums = [[variable(b.load(place, align=LINE)) for place in each] for each in places]
@@ -97,9 +106,10 @@ def _walk(b: Any, tag: Any, address: Any, rows: Any, codes: Any, lanes: list[Any
             for each, v in zip(sums, _eights(b, start, tag, upper), strict=True):
                 for kept, value in zip(each, add(v, [b.load(kept) for kept in each]), strict=True):
                     b.store(value, kept)
-        ahead = b.add(b.add(address, _I64(AHEAD)), b.mul(columns.index, _I64(TOGETHER * LINE)))
-        for k in range(TOGETHER):
-            _ask(b, b.add(ahead, _I64(k * LINE)))
+        if together > 1:
+            ahead = b.add(b.add(address, _I64(AHEAD)), b.mul(columns.index, _I64(together * LINE)))
+            for k in range(together):
+                _ask(b, b.add(ahead, _I64(k * LINE)))
         for at, each in zip(places, sums, strict=True):
             for place, kept in zip(at, each, strict=True):
                 b.store(b.load(kept), place, align=LINE)
@@ -123,11 +133,11 @@ def _in_order(context: Any, lanes: Any) -> Any:
 
 
 @intrinsic
-def _add(context: Any, address: Any, rows: Any, codes: Any, lanes: Any, what: Any, tag: Any) -> Any:
-    """Add up to four rows at ``address``; all memory by its address. ``what``: see ``add_rows``."""
+def _add(context: Any, address: Any, rows: Any, lines: Any, codes: Any, lanes: Any, what: Any, tag: Any) -> Any:
+    """Add the first ``lines`` lines of up to four rows; all memory by its address. ``what``: see ``add_lines``."""
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        address, rows, codes, lanes, given, _ = args
+        address, rows, lines, codes, lanes, given, _ = args
         into = [lanes]
         if isinstance(what, types.BaseTuple):
             into.append(b.extract_value(given, 0))
@@ -142,10 +152,10 @@ def _add(context: Any, address: Any, rows: Any, codes: Any, lanes: Any, what: An
             w = b.select(b.fcmp_ordered(">", w, high), high, w)
             return [_square(b, v, tag, sums[0]), _square(b, w, tag, sums[1])]
 
-        _walk(b, tag, address, rows, codes, into, add)
+        _walk(b, tag, address, rows, lines, codes, into, add)
         return context.get_dummy_value()
 
-    return types.void(types.uint64, types.int64, types.uint64, types.uint64, what, tag), generate
+    return types.void(types.uint64, types.int64, types.int64, types.uint64, types.uint64, what, tag), generate
 
 
 def _splat(b: Any, value: Any) -> Any:
@@ -195,71 +205,79 @@ def term(x: Any, absolute: Any) -> Any:
     return abs(v)
 
 
-def add_rows(address: Any, rows: Any, lanes: Any, codes: Any, what: Any, tag: Any) -> Any:
-    """Add ``rows`` times 256 elements at ``address`` to ``lanes``, which are zeros, and keep the largest codes.
+def add_lines(address: Any, n: Any, lanes: Any, codes: Any, what: Any, tag: Any) -> Any:
+    """Add the ``n`` elements at ``address``, so far as they fill lines, to ``lanes``, which are zeros; how many.
 
-    ``what``: None, x²; True, abs(x); ``(after, low, high)``, x² and, to the lanes at the address ``after``, the
-    squares of the elements clamped to [low, high].
+    The largest codes are kept. ``what``: None, x²; True, abs(x); ``(after, low, high)``, x² and, to the lanes at
+    the address ``after``, the squares of the elements clamped to [low, high].
     """
-    for row in range(rows):
-        here = address + np.uint64(row * LANES * tag.itemsize)
-        x, bits = view(here, LANES, tag), view(here, LANES, code_tag(tag))
-        add_some(x, bits, LANES, lanes, codes, what if what is True else None)
+    for start in range(0, n, LANES):
+        here, count = address + np.uint64(start * tag.itemsize), min(LANES, n - start)
+        x, bits = view(here, count, tag), view(here, count, code_tag(tag))
+        add_some(x, bits, count, 0, lanes, codes, what if what is True else None)
         if isinstance(what, tuple):
-            add_clamped(x, LANES, view(what[0], LANES, np.float64(0)), what[1], what[2])
+            add_clamped(x, count, 0, view(what[0], LANES, np.float64(0)), what[1], what[2])
+    return n
 
 
-@overload(add_rows)
-def _add_rows(address: Any, rows: Any, lanes: Any, codes: Any, what: Any, tag: Any) -> Any:
-    row_bytes, paired, clamps = LANES * tag.bitwidth // 8, tag == types.int16, isinstance(what, types.BaseTuple)
+@overload(add_lines)
+def _add_lines(address: Any, n: Any, lanes: Any, codes: Any, what: Any, tag: Any) -> Any:
+    size, paired, clamps = tag.bitwidth // 8, tag == types.int16, isinstance(what, types.BaseTuple)
     if tag in _ELEMENTS:
+        line, together = LINE // size, _together(tag)
+        group = together * LANES
 
-        def by_lines(address: Any, rows: Any, lanes: Any, codes: Any, what: Any, tag: Any) -> Any:
+        def by_lines(address: Any, n: Any, lanes: Any, codes: Any, what: Any, tag: Any) -> Any:
             into, kept = np.uint64(lanes.ctypes.data), np.uint64(codes.ctypes.data)
-            groups = rows // TOGETHER
-            for group in range(groups):  # the number of rows is a constant here, and their loop is unrolled
-                _add(address + np.uint64(group * TOGETHER * row_bytes), TOGETHER, kept, into, what, tag)
-            if rows > groups * TOGETHER:
-                left = address + np.uint64(groups * TOGETHER * row_bytes)
-                _add(left, rows - groups * TOGETHER, kept, into, what, tag)
+            done = n // group * group
+            for start in range(0, done, group):  # the numbers are constants here, and the rows' loop is unrolled
+                _add(address + np.uint64(start * size), together, LANES // line, kept, into, what, tag)
+            rows, lines = (n - done) // LANES, LANES // line
+            for _ in range(2):  # whole rows, and whole lines
+                if rows > 0 and lines > 0:
+                    _add(address + np.uint64(done * size), rows, lines, kept, into, what, tag)
+                    done += rows * lines * line
+                rows, lines = 1, (n - done) // line
             if paired:
                 _in_order(into)
                 if clamps:
                     _in_order(what[0])
+            return done
 
         return bare(by_lines)
 
     zero = {8: np.int8(0), 16: np.int16(0), 32: np.int32(0), 64: np.int64(0)}[tag.bitwidth]
 
-    def by_elements(address: Any, rows: Any, lanes: Any, codes: Any, what: Any, tag: Any) -> Any:
-        for row in range(rows):
-            here = address + np.uint64(row * row_bytes)
-            x, bits = view(here, LANES, tag), view(here, LANES, zero)
+    def by_elements(address: Any, n: Any, lanes: Any, codes: Any, what: Any, tag: Any) -> Any:
+        for start in range(0, n, LANES):
+            here, count = address + np.uint64(start * size), min(LANES, n - start)
+            x, bits = view(here, count, tag), view(here, count, zero)
             if clamps:
-                add_some(x, bits, LANES, lanes, codes, None)
-                add_clamped(x, LANES, view(what[0], LANES, np.float64(0)), what[1], what[2])
+                add_some(x, bits, count, 0, lanes, codes, None)
+                add_clamped(x, count, 0, view(what[0], LANES, np.float64(0)), what[1], what[2])
             else:
-                add_some(x, bits, LANES, lanes, codes, what)
+                add_some(x, bits, count, 0, lanes, codes, what)
+        return n
 
     return bare(by_elements)
 
 
 @jit
-def add_clamped(x: Any, n: Any, after: Any, low: Any, high: Any) -> Any:
-    """The squares of up to 256 elements clamped to [low, high], added to ``after``."""
+def add_clamped(x: Any, n: Any, at: Any, after: Any, low: Any, high: Any) -> Any:
+    """The squares of up to 256 elements clamped to [low, high], added to ``after`` from ``at`` on."""
     for k in range(n):
         v = np.float64(widen(x[k]))
         v = low if v < low else v
         v = high if v > high else v
-        after[k] += v * v
+        after[at + k] += v * v
 
 
 @jit
-def add_some(x: Any, bits: Any, n: Any, lanes: Any, codes: Any, absolute: Any) -> Any:
-    """``add_rows`` for up to 256 elements, an element at a time."""
+def add_some(x: Any, bits: Any, n: Any, at: Any, lanes: Any, codes: Any, absolute: Any) -> Any:
+    """x² or abs(x) of up to 256 elements, one by one, added to ``lanes`` from ``at`` on; the largest code is kept."""
     largest = codes[0]
     for k in range(n):
-        lanes[k] += term(x[k], absolute)
+        lanes[at + k] += term(x[k], absolute)
     for k in range(n):
         largest = larger_code(largest, bits[k])
     codes[0] = largest
