@@ -73,6 +73,24 @@ def test_an_unwritable_home_only_costs_the_cache(tmp_path: Path) -> None:
 
 
 @pytest.mark.jit
+def test_a_kernel_is_compiled_anew_when_another_file_of_the_room_has_changed(tmp_path: Path) -> None:
+    """The sum is in kernels.py, what it is folded by in folds.py: Numba by itself looks at the first alone."""
+    import shutil
+
+    for package in (ROOT / "gradclip_core", ROOT / "backends" / "gradclip_backends"):
+        shutil.copytree(package, tmp_path / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    code = "import numpy as np, gradclip_core as gc; print(gc.global_norm(np.ones(1, np.float32), backend='numba_cpu'))"
+    environment = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    assert python(code, **environment) == python(code, **environment) == "1.0"
+    folds = tmp_path / "gradclip_backends" / "numba_cpu" / "folds.py"
+    text = folds.read_text()
+    whole = "return b.fadd(b.fadd(one[0], one[2]), b.fadd(one[1], one[3]))"
+    assert whole in text
+    folds.write_text(text.replace(whole, whole.replace("one[1]", "one[0]")))
+    assert python(code, **environment) == repr(2**0.5)
+
+
+@pytest.mark.jit
 def test_threads_that_clip_at_once() -> None:
     arrays = [np.random.default_rng(i).standard_normal(700_000).astype(np.float32) for i in range(6)]
     expected = [gc.global_norm([a], backend="numpy") for a in arrays]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 from typing import Any
 
@@ -19,7 +20,8 @@ pytest.importorskip("numba")
 
 SIZES = (0, 1, 5, 255, 256, 257, 4096, 4097, 70_000)
 LIMITS = (1.0, 0.0, 1e-3, 1e30, (-1.0, 0.5), (-np.inf, 0.25), (0.5, np.inf), (0.25, 0.5))
-DTYPES = (np.float16, np.float32)
+ml_dtypes: Any = pytest.importorskip("ml_dtypes")
+DTYPES = (np.float16, np.float32, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
 
 
 def gradients(dtype: Any, odd: bool = False) -> list[Any]:
@@ -59,6 +61,19 @@ def both(arrays: list[Any], limit: Any, monkeypatch: pytest.MonkeyPatch, **how: 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 def test_one_pass_is_three(dtype: Any, limit: Any, odd: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     both(gradients(dtype, odd), limit, monkeypatch)
+
+
+@pytest.mark.parametrize("limit", [1.0, (-1.0, 0.5)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+def test_blocks_of_every_kind_after_every_other(dtype: Any, limit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a block had beyond the limit decides how the next one is walked, and nothing else."""
+    kinds = (0.25, 4.0, np.nan, np.inf)
+    arrays = []
+    for first, second, third in itertools.product(kinds, repeat=3):
+        x = np.full(3 * 4096 - 100, 0.125, dtype)
+        x[[70, 4096 + 900, -1]] = first, second, third
+        arrays.append(x)
+    both(arrays, limit, monkeypatch)
 
 
 @pytest.mark.parametrize("scale", [2.0, 3.0, 1e-6, 2.0**20])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
@@ -32,7 +34,25 @@ def _compile(function: Function, *, nogil: bool) -> Function:
         compiled: Function = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # "cannot cache function: no locator available"
         compiled = numba.njit(cache=False, **options)(function)
+    _fresh_with_the_room(compiled)
     return compiled
+
+
+def _fresh_with_the_room(compiled: Any) -> None:
+    """What is on disk is as old as the youngest file here.
+
+    Numba looks at the function's own file alone, and would go on with machine code in which a function of
+    another file is what it was before an update.
+    """
+    file: Any = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+    if hasattr(file, "_source_stamp"):
+        file._source_stamp = (file._source_stamp, _room())
+
+
+@functools.cache
+def _room() -> tuple[tuple[str, float, int], ...]:
+    files = Path(__file__).parent.glob("*.py")  # none where the package is a zip file
+    return tuple(sorted((path.name, path.stat().st_mtime, path.stat().st_size) for path in files))
 
 
 def bare(function: Function) -> Function:
