@@ -5,7 +5,7 @@ left out, and named. ``--quick`` takes small sizes and few rounds, and appends n
 ``GRADCLIP_BENCH_LARGE=1`` adds the very large. Then:
 
     figures   draws figures/*.png from the CSV files
-    readme    writes the README's table from them
+    readme    writes the tables of the README, docs/speed.md and docs/optimizers.md from them
 
 By name alone: ``projection-search`` times the ways to an L1 ball's threshold, ``gpu`` needs a CUDA
 device, PyTorch for CUDA and CuPy, ``gpu-host`` needs CuPy and no device, and appends with ``--save``.
@@ -131,7 +131,7 @@ def alone(name: str) -> None:
     elif name == "readme":
         from benchmarks import goals, readme
 
-        say(f"wrote {readme.write()} and {goals.write()}")
+        say(f"wrote {', '.join(map(str, [*readme.write(), goals.write()]))}")
     elif name == "projection-search":
         bench_projection.search()
     elif name == "gpu":

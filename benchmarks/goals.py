@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import growth
 from benchmarks.harness import ROOT, latest
 from benchmarks.readme import GPT2, between
 from gradclip_core.cli.bench_csv import Context
 from gradclip_core.cli.bench_timing import LIMIT, OURS, READING, Row, percent, times
 
 PAGE = ROOT / "docs" / "speed.md"
+GROWTH = "<!-- python -m benchmarks readme: how cost grows -->"
 GOALS: tuple[tuple[str, str, str, str, float], ...] = (
     ("global_norm", "global norm, unclipped", f"{GPT2}, float32", "torch", 2.8),
     ("global_norm", "global norm, unclipped", f"{GPT2}, float32", "optax, jit", 6.0),
@@ -46,9 +48,15 @@ HEAD = """\
 
 
 def write(path: Path = PAGE) -> Path:
-    """Put the table where the marks are."""
-    path.write_text(between(path.read_text(encoding="utf-8"), table(latest())), encoding="utf-8")
+    """Put the tables where the marks are."""
+    path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
     return path
+
+
+def filled(text: str) -> str:
+    """The page with the tables that the CSV files give."""
+    found = latest()
+    return between(between(text, table(found)), growth.table(found), GROWTH)
 
 
 def table(found: Sequence[tuple[Context, Row]]) -> str:

@@ -42,8 +42,8 @@ class ClipInfo:
     ----------
     norm : the norm of all gradients together, before, also for rules that bound smaller scopes.
         Under ``nonfinite="sanitize"`` that of the sanitized values.
-    clipped_norm : the same, after, as the decision makes it: the rounding of 16-bit results is
-        not in it. For a by-value rule that clips it is measured on the result.
+    clipped_norm : the same, after, as the decision makes it: the rounding of the results to
+        their dtype is not in it. For a by-value rule that clips it is measured on the result.
     scale : the factor put on the stored gradients, ``coefficient / loss_scale``; the smallest,
         where arrays got different ones. 1 if skipped, 0 if zeroed.
     clipped : whether the rule changed anything. Unscaling alone is no clipping.

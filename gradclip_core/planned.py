@@ -57,7 +57,11 @@ class Plan:
         return replay(self.info.backend, grads, self._steps, self._structure, "plan.apply", "new")
 
     def apply_(self, grads: Any) -> ClipInfo:
-        """Clip ``grads`` in place, as planned. Where nothing is to be clipped, nothing is written."""
+        """Clip ``grads`` in place, as planned. Where nothing is to be clipped, nothing is written.
+
+        A plan may be carried out on several gradients of its structure (copies, the ranks' own); the same ones are
+        multiplied again each time.
+        """
         replay(self.info.backend, grads, self._steps, self._structure, "plan.apply_", "memory")
         self._applied = True
         return self.info

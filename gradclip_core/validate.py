@@ -72,7 +72,7 @@ def order(value: Any) -> float:
 
 def interval(limit: Any, name: str = "limit") -> tuple[float, float]:
     """``limit`` v as (-v, v), or (low, high) as it is."""
-    cure = "Pass a finite v >= 0 for [-v, v], or (low, high) with low <= high"
+    cure = "Pass a finite v >= 0 for [-v, v], or (low, high) with low <= high, one of which may be infinite"
     if not (isinstance(limit, (tuple, list)) and len(limit) == 2):
         if isinstance(limit, (tuple, list)):
             raise InvalidArgumentError(f"{name}={show(limit)}", f"it has {len(limit)} entries", cure)

@@ -22,6 +22,8 @@ from gradclip_core.cli.bench_timing import LIMIT, OURS, READING, Call, Prepared,
 
 _SPREAD = 2.0**-6
 _SEED = 0
+_WORTH_READING = 1 << 16
+"""Bytes an array, under which NumPy takes longer to call than to read."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def by_global_norm(
         LIMIT: memory.read_then_scale if clips else memory.read,
         OURS: lambda: gc.clip_by_global_norm_(grads.arrays, next(bounds)),
     }
-    if peers.torch is not None and not clips:
+    if peers.torch is not None and not clips and grads.nbytes >= _WORTH_READING * len(shapes):
         calls[READING] = Reading(grads.views(), threads)
     if peers.torch is not None:
         clip = peers.torch.nn.utils.clip_grad_norm_

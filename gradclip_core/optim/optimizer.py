@@ -105,7 +105,7 @@ class Optimizer(Settable):
             is the one after ``plan.apply_(grads)``, to the bit for float32 and float64 gradients;
             16-bit ones are not rounded back to 16 bits on the way. It may have a factor for each array; a
             decision about single elements or units (values, projections, AGC, a chain of several that
-            clip) is refused. A plan is good for one step, and one that was applied in place for none.
+            clip) is refused. A plan is good for one step of an optimizer, and one that was applied in place for none.
             None: the gradients are used as they are, infinities and NaNs included.
 
         Returns

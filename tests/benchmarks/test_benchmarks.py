@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench_memory, bench_sizes, figures, goals, harness, readme, shapes
+from benchmarks import bench_memory, bench_sizes, figures, goals, growth, harness, readme, shapes
 from benchmarks.__main__ import ON_THE_CPU, main, run
 from benchmarks.harness import RESULTS, ROOT, Settings, append, latest
 from gradclip_core.cli.bench_csv import FIELDS, Context
@@ -42,14 +42,23 @@ def made_up() -> list[tuple[Context, Row]]:
     return found
 
 
-def test_the_readme_has_the_table_that_the_files_give() -> None:
-    text = readme.README.read_text(encoding="utf-8")
-    assert readme.filled(text) == text, "run: python -m benchmarks readme"
+@pytest.mark.parametrize("page", readme.PAGES, ids=lambda page: page.name)
+def test_pages_have_the_tables_that_the_files_give(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert readme.filled(text, readme.PAGES[page]) == text, "run: python -m benchmarks readme"
 
 
 def test_the_page_of_goals_has_the_table_that_the_files_give() -> None:
     text = goals.PAGE.read_text(encoding="utf-8")
-    assert readme.between(text, goals.table(harness.latest())) == text, "run: python -m benchmarks readme"
+    assert goals.filled(text) == text, "run: python -m benchmarks readme"
+
+
+def test_a_line_through_points_of_one() -> None:
+    x = [1, 10, 100, 10_000]
+    line = growth.Line.through(x, [0.5 + 0.004 * value for value in x])
+    assert (line.fixed, line.each) == pytest.approx((0.5, 0.004))
+    assert line.furthest < 1e-12
+    assert growth.Line.through(x, [0.5, 0.5, 1.0, 40.0]).furthest > 0.05
 
 
 def test_every_goal_has_a_benchmark() -> None:

@@ -63,6 +63,16 @@ def test_one_pass_is_three(dtype: Any, limit: Any, odd: bool, monkeypatch: pytes
     both(gradients(dtype, odd), limit, monkeypatch)
 
 
+@pytest.mark.parametrize("limit", [-0.0, *itertools.product((0.0, -0.0), repeat=2), (-1.0, -0.0), (-0.0, 1.0)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+def test_zeros_keep_and_get_their_signs(dtype: Any, limit: Any) -> None:
+    once = [np.tile(np.array([-2, 2, 0.0, -0.0], dtype), n) for n in (1, 3000)]
+    right = [x.copy() for x in once]
+    for grads, backend in ((once, "numba_cpu"), (right, "numpy")):
+        gc.clip_by_value_(grads, limit, nonfinite="propagate", backend=backend)
+    assert [x.tobytes() for x in once] == [x.tobytes() for x in right]
+
+
 @pytest.mark.parametrize("limit", [1.0, (-1.0, 0.5)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 def test_blocks_of_every_kind_after_every_other(dtype: Any, limit: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,7 @@ def sum_both(
 @jit
 def clamp_block(address: Any, n: Any, low: Any, high: Any, symmetric: Any, tag: Any, zero: Any) -> Any:
     """In place. The limits are numbers of the storage type, or infinite; what lies within keeps its bits."""
-    if symmetric:  # the bits of magnitudes are in their order
+    if symmetric and high > 0:  # the bits of magnitudes are in their order; zeros may have signs of their own
         bits = view(address, n, zero)
         limit = decode(narrow(high, tag), zero)
         for i in range(n):
