@@ -5,8 +5,9 @@ Time of a call = a fixed part + a part for each array (of 64 to 1,024 elements),
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 
@@ -38,12 +39,10 @@ class Line:
 
 def table(found: Sequence[tuple[Context, Row]]) -> str:
     """In Markdown."""
-    counted: Callable[[Row], int] = lambda row: row.arrays  # noqa: E731
-    weighed: Callable[[Row], int] = lambda row: row.bytes  # noqa: E731
     lines = [HEAD]
     for benchmark, what, size in (
-        ("arrays", "1 to 10,000 arrays", counted),
-        ("sizes", "one array of 1 KB to 1 GB", weighed),
+        ("arrays", "1 to 10,000 arrays", attrgetter("arrays")),
+        ("sizes", "one array of 1 KB to 1 GB", attrgetter("bytes")),
     ):
         for who in (OURS, "torch"):
             rows = [row for _, row in found if row.benchmark == benchmark and row.who == who]

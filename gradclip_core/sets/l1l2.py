@@ -14,7 +14,7 @@ from fractions import Fraction
 import numpy as np
 
 from gradclip_core import validate
-from gradclip_core.axes import Axis, axes_of_units, check_axis
+from gradclip_core.axes import Axis, check_axis
 from gradclip_core.forms import Form
 from gradclip_core.reference import tree_sum
 from gradclip_core.rules import Site
@@ -63,7 +63,7 @@ class L1L2Ball(Set):
 
     def unit_axes(self, site: Site) -> list[tuple[int, ...] | None] | None:
         """See ``Set.unit_axes``."""
-        return [axes_of_units(self.axis, path, shape) for path, shape in zip(site.paths, site.shapes, strict=True)]
+        return site.units(self.axis)
 
     def prepared(self, view: View) -> View:
         """See ``Set.prepared``."""

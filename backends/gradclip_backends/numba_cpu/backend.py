@@ -142,9 +142,7 @@ class NumbaCpuBackend:
             lows, highs = (bound[index] for bound in what.bounds)
         careful = what.bounds is not None or bool(exponents.any()) or what.power not in (1, 2)
         absolute = True if what.power == 1 else None
-        tag: Any = TAGS[dtype]
-        zero = code_tag(tag)
-        infinity = zero.dtype.type(_FIRST_BEYOND[dtype.name])
+        tag, zero, infinity = _tags(dtype)
         sums, found = np.empty(table.blocks), np.zeros((table.blocks, 4))
 
         def work(start: int, stop: int) -> None:
@@ -198,9 +196,7 @@ class NumbaCpuBackend:
         after: FloatArray,
     ) -> None:
         dtype, index = table.dtype, table.index
-        tag: Any = TAGS[dtype]
-        zero = code_tag(tag)
-        infinity = zero.dtype.type(_FIRST_BEYOND[dtype.name])
+        tag, zero, infinity = _tags(dtype)
         lows, highs = low[index].astype(np.float32), high[index].astype(np.float32)
         symmetric = bool((lows == -highs).all())
         sums, written, found = np.empty(table.blocks), np.empty(table.blocks), np.zeros((table.blocks, 4))
@@ -255,6 +251,13 @@ def _finish(table: Table, sums: FloatArray, found: FloatArray, total: Measuremen
         table.first, sums, found, table.index, total.sums, total.largest, total.infs, total.nans, total.outside
     )
     return table.of(total.sums)
+
+
+def _tags(dtype: DType) -> tuple[Any, Any, Any]:
+    """A zero of its elements, one of the integers of their width, and the code of what is no longer finite."""
+    tag = TAGS[dtype]
+    zero = code_tag(tag)
+    return tag, zero, zero.dtype.type(_FIRST_BEYOND[dtype.name])
 
 
 class _Scratch(threading.local):

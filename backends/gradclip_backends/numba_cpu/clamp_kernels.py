@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gradclip_backends.numba_cpu.elements import clamped_code, decode, narrow, view, widen
-from gradclip_backends.numba_cpu.folds import LANES, fold, largest_of
+from gradclip_backends.numba_cpu.folds import LANES, fold
 from gradclip_backends.numba_cpu.jit import jit
 from gradclip_backends.numba_cpu.kernels import (
     BLOCK,
@@ -22,7 +22,6 @@ from gradclip_backends.numba_cpu.kernels import (
     scale_block_in_place,
     sum_block,
 )
-from gradclip_backends.numba_cpu.lines import add_clamped, add_lines, add_some
 
 
 @jit
@@ -36,32 +35,12 @@ def count_outside(x: Any, n: Any, low: Any, high: Any) -> Any:
 
 
 @jit
-def sum_both(
-    address: Any,
-    n: Any,
-    itemsize: Any,
-    low: Any,
-    high: Any,
-    lanes: Any,
-    after: Any,
-    codes: Any,
-    tag: Any,
-    zero: Any,
-) -> Any:
+def sum_both(address: Any, n: Any, low: Any, high: Any, lanes: Any, after: Any, codes: Any, tag: Any, zero: Any) -> Any:
     """``sum_block`` of squares, and in the middle what it will be when the block is clamped."""
     for k in range(LANES):
-        lanes[k] = 0.0
         after[k] = 0.0
-    for k in range(codes.size):
-        codes[k] = zero
-    done = add_lines(address, n, lanes, codes, (np.uint64(after.ctypes.data), low, high), tag)
-    left = n - done
-    if left:
-        rest = address + np.uint64(done * itemsize)
-        x = view(rest, left, tag)
-        add_some(x, view(rest, left, zero), left, done % LANES, lanes, codes, None)
-        add_clamped(x, left, done % LANES, after, low, high)
-    return fold(lanes), fold(after), largest_of(codes, zero)
+    total, code = sum_block(address, n, (np.uint64(after.ctypes.data), low, high), lanes, codes, tag, zero)
+    return total, fold(after), code
 
 
 @jit
@@ -123,10 +102,10 @@ def clamp_range(
         clamped = math.nan
         if both:
             total, clamped, code = sum_both(
-                address, n, itemsize, np.float64(low), np.float64(high), lanes, later, codes, tag, zero
+                address, n, np.float64(low), np.float64(high), lanes, later, codes, tag, zero
             )
         else:
-            total, code = sum_block(address, n, itemsize, None, lanes, codes, tag, zero)
+            total, code = sum_block(address, n, None, lanes, codes, tag, zero)
         simple = code < infinity and not scaled
         if code < infinity:
             largest = widen(decode(code, tag))
@@ -148,4 +127,4 @@ def clamp_range(
         if both and clamped == clamped:
             after[block] = clamped
         else:
-            after[block], _ = sum_block(address, n, itemsize, None, lanes, codes, tag, zero)
+            after[block], _ = sum_block(address, n, None, lanes, codes, tag, zero)

@@ -14,7 +14,7 @@ import numpy as np
 from gradclip_backends.numba_cpu.elements import decode, narrow, view, widen
 from gradclip_backends.numba_cpu.folds import LANES, fold, largest_of
 from gradclip_backends.numba_cpu.jit import jit
-from gradclip_backends.numba_cpu.lines import add_lines, add_some
+from gradclip_backends.numba_cpu.lines import add_block
 
 BLOCK = 4096
 
@@ -33,17 +33,13 @@ def find_segment(first: Any, block: Any) -> Any:
 
 
 @jit
-def sum_block(address: Any, n: Any, itemsize: Any, absolute: Any, lanes: Any, codes: Any, tag: Any, zero: Any) -> Any:
+def sum_block(address: Any, n: Any, what: Any, lanes: Any, codes: Any, tag: Any, zero: Any) -> Any:
     """The sum over a block of ``n`` elements, what is missing counting as zeros, and the largest magnitude's code."""
     for k in range(LANES):
         lanes[k] = 0.0
     for k in range(codes.size):
         codes[k] = zero
-    done = add_lines(address, n, lanes, codes, absolute, tag)
-    left = n - done
-    if left:
-        rest = address + np.uint64(done * itemsize)
-        add_some(view(rest, left, tag), view(rest, left, zero), left, done % LANES, lanes, codes, absolute)
+    add_block(address, n, lanes, codes, what, tag)
     return fold(lanes), largest_of(codes, zero)
 
 
@@ -130,7 +126,7 @@ def measure_range(
         n = min(BLOCK, lengths[s] - done)
         address = pointers[s] + np.uint64(done * itemsize)
         if not careful:
-            total, code = sum_block(address, n, itemsize, absolute, lanes, codes, tag, zero)
+            total, code = sum_block(address, n, absolute, lanes, codes, tag, zero)
             if code < infinity:
                 found[block, 0] = widen(decode(code, tag))
                 sums[block] = total

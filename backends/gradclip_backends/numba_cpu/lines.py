@@ -134,7 +134,7 @@ def _in_order(context: Any, lanes: Any) -> Any:
 
 @intrinsic
 def _add(context: Any, address: Any, rows: Any, lines: Any, codes: Any, lanes: Any, what: Any, tag: Any) -> Any:
-    """Add the first ``lines`` lines of up to four rows; all memory by its address. ``what``: see ``add_lines``."""
+    """Add the first ``lines`` lines of up to four rows; all memory by its address. ``what``: see ``add_block``."""
 
     def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
         address, rows, lines, codes, lanes, given, _ = args
@@ -205,24 +205,23 @@ def term(x: Any, absolute: Any) -> Any:
     return abs(v)
 
 
-def add_lines(address: Any, n: Any, lanes: Any, codes: Any, what: Any, tag: Any) -> Any:
-    """Add the ``n`` elements at ``address``, so far as they fill lines, to ``lanes``, which are zeros; how many.
+def add_block(address: Any, n: Any, lanes: Any, codes: Any, what: Any, tag: Any) -> Any:
+    """Add the ``n`` elements at ``address`` to ``lanes``, which are zeros; the largest codes are kept.
 
-    The largest codes are kept. ``what``: None, x²; True, abs(x); ``(after, low, high)``, x² and, to the lanes at
-    the address ``after``, the squares of the elements clamped to [low, high].
+    ``what``: None, x²; True, abs(x); ``(after, low, high)``, x² and, to the lanes at the address ``after``, zeros
+    too, the squares of the elements clamped to [low, high].
     """
+    some: Any = add_some_clamped if isinstance(what, tuple) else add_some
     for start in range(0, n, LANES):
         here, count = address + np.uint64(start * tag.itemsize), min(LANES, n - start)
-        x, bits = view(here, count, tag), view(here, count, code_tag(tag))
-        add_some(x, bits, count, 0, lanes, codes, what if what is True else None)
-        if isinstance(what, tuple):
-            add_clamped(x, count, 0, view(what[0], LANES, np.float64(0)), what[1], what[2])
-    return n
+        some(view(here, count, tag), view(here, count, code_tag(tag)), count, 0, lanes, codes, what)
 
 
-@overload(add_lines)
-def _add_lines(address: Any, n: Any, lanes: Any, codes: Any, what: Any, tag: Any) -> Any:
+@overload(add_block)
+def _add_block(address: Any, n: Any, lanes: Any, codes: Any, what: Any, tag: Any) -> Any:
     size, paired, clamps = tag.bitwidth // 8, tag == types.int16, isinstance(what, types.BaseTuple)
+    zero = {8: np.int8(0), 16: np.int16(0), 32: np.int32(0), 64: np.int64(0)}[tag.bitwidth]
+    some: Any = add_some_clamped if clamps else add_some
     if tag in _ELEMENTS:
         line, together = LINE // size, _together(tag)
         group = together * LANES
@@ -242,34 +241,19 @@ def _add_lines(address: Any, n: Any, lanes: Any, codes: Any, what: Any, tag: Any
                 _in_order(into)
                 if clamps:
                     _in_order(what[0])
-            return done
+            left = n - done
+            if left:
+                rest = address + np.uint64(done * size)
+                some(view(rest, left, tag), view(rest, left, zero), left, done % LANES, lanes, codes, what)
 
         return bare(by_lines)
-
-    zero = {8: np.int8(0), 16: np.int16(0), 32: np.int32(0), 64: np.int64(0)}[tag.bitwidth]
 
     def by_elements(address: Any, n: Any, lanes: Any, codes: Any, what: Any, tag: Any) -> Any:
         for start in range(0, n, LANES):
             here, count = address + np.uint64(start * size), min(LANES, n - start)
-            x, bits = view(here, count, tag), view(here, count, zero)
-            if clamps:
-                add_some(x, bits, count, 0, lanes, codes, None)
-                add_clamped(x, count, 0, view(what[0], LANES, np.float64(0)), what[1], what[2])
-            else:
-                add_some(x, bits, count, 0, lanes, codes, what)
-        return n
+            some(view(here, count, tag), view(here, count, zero), count, 0, lanes, codes, what)
 
     return bare(by_elements)
-
-
-@jit
-def add_clamped(x: Any, n: Any, at: Any, after: Any, low: Any, high: Any) -> Any:
-    """The squares of up to 256 elements clamped to [low, high], added to ``after`` from ``at`` on."""
-    for k in range(n):
-        v = np.float64(widen(x[k]))
-        v = low if v < low else v
-        v = high if v > high else v
-        after[at + k] += v * v
 
 
 @jit
@@ -281,3 +265,16 @@ def add_some(x: Any, bits: Any, n: Any, at: Any, lanes: Any, codes: Any, absolut
     for k in range(n):
         largest = larger_code(largest, bits[k])
     codes[0] = largest
+
+
+@jit
+def add_some_clamped(x: Any, bits: Any, n: Any, at: Any, lanes: Any, codes: Any, what: Any) -> Any:
+    """``add_some`` of squares, and the squares of the clamped elements."""
+    add_some(x, bits, n, at, lanes, codes, None)
+    address, low, high = what
+    after = view(address, LANES, np.float64(0))
+    for k in range(n):
+        v = np.float64(widen(x[k]))
+        v = low if v < low else v
+        v = high if v > high else v
+        after[at + k] += v * v
