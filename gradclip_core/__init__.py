@@ -44,6 +44,7 @@ from gradclip_core.planned import Plan
 from gradclip_core.project import Project
 from gradclip_core.projections import clip_by_projection, clip_by_projection_
 from gradclip_core.rules import ArrayNorm, Chain, GlobalNorm, GroupNorm, Value
+from gradclip_core.tracing import kept_whole
 from gradclip_core.unitwise import UnitNorm
 
 if TYPE_CHECKING:
@@ -100,3 +101,5 @@ __all__ = [
     "plan",
     "to_half",
 ]
+
+kept_whole(globals()[name] for name in __all__)

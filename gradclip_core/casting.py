@@ -139,9 +139,9 @@ def _refuse_unfit(cargo: Cargo, backend: Backend, asked: str) -> None:
 
 def dtype_named(asked: str, dtype: Any, allowed: Sequence[str]) -> DType:
     """A storage type from its name, or from any framework's object for it."""
-    name = dtype if isinstance(dtype, str) else getattr(dtype, "name", getattr(dtype, "__name__", str(dtype)))
-    name = str(name).removeprefix("torch.")
-    if name not in allowed:
+    said = (dtype, getattr(dtype, "name", ""), getattr(dtype, "__name__", ""))  # "mlx.core.float16", and the like
+    name = next((name for name in (str(one).rpartition(".")[2] for one in said) if name in allowed), "")
+    if not name:
         raise InvalidArgumentError(f"{asked}, dtype={show(dtype)}", "it is none of them", f"Pass {', '.join(allowed)}")
     return SUPPORTED[name][0]
 

@@ -22,11 +22,18 @@ class GradClipError(Exception):
     cure : what to do about it, as a sentence
     """
 
-    def __init__(self, asked: str, seen: str, cure: str) -> None:
-        super().__init__(f"{asked}: {seen}. {cure}")
+    ag_pass_through = True
+    """Out of a ``tf.function`` it comes as it is: TensorFlow's AutoGraph would put an error of its own in its place."""
+
+    def __init__(self, asked: str, seen: str = "", cure: str = "") -> None:
+        # Not by super().__init__, which torch.compile cannot follow. A sentence alone is what frameworks make one anew
+        # with, that raise an error of their caller's once more: Paddle's to_static.
         self.asked = asked
         self.seen = seen
         self.cure = cure
+
+    def __str__(self) -> str:
+        return f"{self.asked}: {self.seen}. {self.cure}" if self.seen else self.asked
 
     def __reduce__(self) -> tuple[type[GradClipError], tuple[str, str, str]]:
         # Exceptions pickle by their ``args``, which hold the joined sentence; workers need the parts.

@@ -17,12 +17,12 @@ from gradclip_core.planned import Plan
 from gradclip_core.precision.environment import ieee_arithmetic
 from gradclip_core.rules import ArrayNorm, GlobalNorm, GroupNorm, Rule, Value, checked_rule
 from gradclip_core.stages import refuse_complex
+from gradclip_core.tracing import in_graph
 from gradclip_core.validate import Common, How
 
 Groups = Mapping[Any, Sequence[str]] | Callable[[str], Any]
 
 
-@ieee_arithmetic
 def global_norm(grads: Any, ord: float = 2, *, backend: str | None = None) -> float:
     """The norm of all arrays together, as if they were one long vector.
 
@@ -50,10 +50,28 @@ def global_norm(grads: Any, ord: float = 2, *, backend: str | None = None) -> fl
     >>> gc.global_norm({"w": np.array([3.0, 4.0], np.float32), "b": np.array([-12.0])})
     13.0
     """
+    if in_graph():
+        from gradclip_core.arrays.torch_compile import norm
+
+        return norm(grads, ord, backend, _global_norm)  # type: ignore[no-any-return]
+    return _global_norm(grads, ord, backend)
+
+
+@ieee_arithmetic
+def _global_norm(grads: Any, ord: float, backend: str | None) -> float:
     order = validate.order(ord)
-    cargo = unload(grads, "global_norm", clips=False)
+    cargo = unload(grads, "global_norm", clips=False, parts=True)
     refuse_complex(cargo, "global_norm", GlobalNorm(1.0, order))
     chosen, _ = choose(validate.How(backend=backend).backend, cargo.arrays)
+    if not cargo.in_memory:
+        from gradclip_core.operations_run import norm_by_operations
+
+        return norm_by_operations(chosen, cargo, order)  # type: ignore[no-any-return]  # of traced arrays, an array
+    if cargo.holds:
+        from gradclip_core import held
+
+        chosen = held.fitting(cargo, chosen, "global_norm")
+        held.compare(cargo, chosen, "global_norm", (), order)
     buffers = cargo.manifest or [readable(chosen, docked) for docked in cargo.arrays]
     measured = measure(chosen, buffers, order)
     return float(scope_norms(measured, np.zeros(len(cargo.arrays), np.int64), 1).value()[0])
@@ -65,7 +83,8 @@ def clip(grads: Any, rule: Rule, *, out: Any = None, **how: Unpack[Common]) -> t
     Parameters
     ----------
     grads : a bare array, or any nesting of dict, list, tuple, namedtuple, dataclass and None; an
-        iterator is read once, and its result is a list. Only read.
+        iterator is read once, and its result is a list. Only read. PyTorch's sparse COO tensors count as what
+        they store, coalesced. Its DTensors (FSDP2) are clipped whole: every process of their mesh makes the same call.
     rule : ``GlobalNorm``, ``GroupNorm``, ``ArrayNorm``, ``UnitNorm``, ``Value``, ``Project`` or ``Chain``.
     out : where to write, instead of new arrays: a container with an array of the same path and shape for
         each gradient, of any floating dtype, sharing no memory with them. Float32 masters of float16

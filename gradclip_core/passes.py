@@ -176,3 +176,6 @@ def report_writes(written: Sequence[Docked]) -> None:
     """Tell each framework which of its arrays were written."""
     for door in {id(docked.door): docked.door for docked in written}.values():
         door.after_write([docked.array for docked in written if docked.door is door])
+    for docked in written:
+        if docked.holder is not None:
+            docked.holder.after_write(docked.array)

@@ -15,6 +15,7 @@ from gradclip_core import projected
 from gradclip_core.arrays.dock import Cargo, unload
 from gradclip_core.arrays.docked import Docked
 from gradclip_core.arrays.express import Fleet, new_alike
+from gradclip_core.arrays.immutable_door import ImmutableDoor
 from gradclip_core.casting import Cast, cast_to, write_cast
 from gradclip_core.device import Answer, DeviceBackend
 from gradclip_core.errors import GradClipError, InvalidArgumentError
@@ -27,10 +28,11 @@ from gradclip_core.plan import Segments, needs_carries
 from gradclip_core.precision.environment import ieee_arithmetic
 from gradclip_core.precision.nonfinite import refuse
 from gradclip_core.project import Move, Project
-from gradclip_core.protocol import Actions, Backend, DType, FloatArray, Scopes
+from gradclip_core.protocol import LEAVE, Actions, Backend, DType, FloatArray, Scopes
 from gradclip_core.report import Decided, Story, array_ids, conclude, report
 from gradclip_core.rules import Rule, Value
 from gradclip_core.stages import Stage, prepare, refuse_complex
+from gradclip_core.tracing import in_graph
 from gradclip_core.unitwise import measured_limits
 from gradclip_core.validate import Common, How
 
@@ -66,13 +68,22 @@ def run(
 
     New arrays may be the caller's ``out``, or of another ``dtype``.
     """
-    cargo = unload(grads, asked, in_place=target == "memory")
+    cargo = unload(grads, asked, in_place=target == "memory", parts=True)
     refuse_complex(cargo, asked, rule)
     backend, passed = choose(how.backend, cargo.arrays)
+    if cargo.holds:
+        from gradclip_core import held
+
+        backend = held.fitting(cargo, backend, asked, rule, out)
     for part in rule.stages:
         if isinstance(part, Project):
             part.refuse_unfit(cargo, backend, asked)
     cast = cast_to(out, dtype, cargo, backend, asked)
+    if not cargo.in_memory:
+        from gradclip_core.operations_run import run_by_operations
+
+        return run_by_operations(cargo, prepare(cargo, rule, how), how, backend, passed, asked, target)
+    how.refuse_mesh_axes(asked)
     if cargo.device != "cpu" and isinstance(backend, DeviceBackend):
         if how.underflow != "ignore":
             raise InvalidArgumentError(
@@ -85,6 +96,8 @@ def run(
         return run_on_device(cargo, prepare(cargo, rule, how), backend, passed, asked, target)
     how = how.known_on_host()
     stages = [_with_limits(stage) for stage in prepare(cargo, rule, how)]
+    if cargo.holds:
+        held.compare(cargo, backend, asked, stages, target, how.underflow, dtype)
     if how.underflow == "raise" and len(stages) > 1 and target == "memory":
         # What a later rule makes zero is known only after an earlier one has written: into scratch memory first.
         _run_on_host(cargo, stages, backend, passed, asked, "nothing", how.underflow, None)
@@ -137,7 +150,8 @@ def _run_on_host(
         elif target == "memory" or number > 0:
             found = _write(backend, current, current, flats, stage.axes, actions, moves)
         elif target == "new" or needs_result:
-            targets = new_alike(current)
+            # Arrays that nobody may write are as good as copies of themselves.
+            targets = current if _stay(current, actions, moves) else new_alike(current)
             found = _write(backend, current, targets, flats, stage.axes, actions, moves)
             current = targets
         elif moves:
@@ -157,6 +171,12 @@ def _run_on_host(
     story = Story(decided, after)
     info = report(cargo.names(), lambda: story, backend.name, passed, known=True)
     return Outcome(cargo, current, steps, info, lambda: story)
+
+
+def _stay(arrays: Sequence[Docked], actions: Actions, moves: Sequence[Move]) -> bool:
+    if moves or (actions.op != LEAVE).any():
+        return False
+    return arrays.read_only if isinstance(arrays, Fleet) else all(isinstance(d.door, ImmutableDoor) for d in arrays)
 
 
 def _write(
@@ -196,7 +216,7 @@ class Structure:
 @ieee_arithmetic
 def replay(backend_name: str, grads: Any, steps: Sequence[Step], like: Structure, asked: str, target: Target) -> Any:
     """Write decided steps to gradients of the same structure. Returns the new container, if any."""
-    cargo = unload(grads, asked, in_place=target == "memory")
+    cargo = unload(grads, asked, in_place=target == "memory", parts=True)
     check_alike(Structure.of(cargo), like, asked)
     backend, _ = choose(backend_name, cargo.arrays)
     current: Sequence[Docked] = cargo.arrays
@@ -217,9 +237,10 @@ def replay(backend_name: str, grads: Any, steps: Sequence[Step], like: Structure
 def finish(cargo: Cargo, arrays: Sequence[Docked]) -> Any:
     """The user's container around new arrays; a leaf that was there twice is one array again."""
     if isinstance(arrays, Fleet):
-        made = arrays.leaves
+        made = arrays.finished(cargo.arrays)
     else:
-        made = [new.door.finish(new, old) for new, old in zip(arrays, cargo.arrays, strict=True)]
+        pairs = zip(arrays, cargo.arrays, strict=True)
+        made = [old.array if new is old and old.holder is None else new.door.finish(new, old) for new, old in pairs]
     return cargo.tree.rebuild([made[i] for i in cargo.index])
 
 
@@ -227,12 +248,32 @@ def run_new(
     grads: Any, rule: Rule, how: Common, asked: str, out: Any = None, dtype: DType | None = None
 ) -> tuple[Any, ClipInfo]:
     """What every function that returns new arrays does; ``out``'s, or arrays of ``dtype``, for those that can."""
+    if in_graph():
+        from gradclip_core.arrays.torch_compile import clip_new
+
+        return clip_new(grads, rule, how, asked, out, dtype, run_new_eagerly)  # type: ignore[no-any-return]
+    return run_new_eagerly(grads, rule, how, asked, out, dtype)
+
+
+def run_new_eagerly(
+    grads: Any, rule: Rule, how: Common, asked: str, out: Any = None, dtype: DType | None = None
+) -> tuple[Any, ClipInfo]:
+    """``run_new`` for who needs the values at once: ``torch.compile`` breaks its graph here."""
     outcome = run(grads, rule, How.of(how), asked, "new", out, dtype)
     return finish(outcome.cargo, outcome.arrays) if out is None else out, outcome.info
 
 
 def run_in_place(grads: Any, rule: Rule, how: Common, asked: str) -> ClipInfo:
     """What every function that works in place does."""
+    if in_graph():
+        from gradclip_core.arrays.torch_compile import clip_in_place
+
+        return clip_in_place(grads, rule, how, asked, run_in_place_eagerly)  # type: ignore[no-any-return]
+    return run_in_place_eagerly(grads, rule, how, asked)
+
+
+def run_in_place_eagerly(grads: Any, rule: Rule, how: Common, asked: str) -> ClipInfo:
+    """``run_in_place``, in the same way."""
     return run(grads, rule, How.of(how), asked, "memory").info
 
 

@@ -53,7 +53,8 @@ class Segments:
         dtypes = list({buffer.dtype.name: buffer.dtype for buffer in buffers}.values())
         places = {dtype.name: place for place, dtype in enumerate(dtypes)}
         kinds = np.array([places[buffer.dtype.name] for buffer in buffers], np.int64)
-        sizes = np.array([float(buffer.length) for buffer in buffers])
+        # What other processes hold of an array is decided on together with what is here.
+        sizes = np.array([float(b.length if b.shared is None else b.shared.elements) for b in buffers])
         return cls._of(np.repeat(sizes, rows), dtypes, np.repeat(kinds, rows))
 
     @classmethod

@@ -83,6 +83,8 @@ class Buffer:
     lent: bool = False
     order: tuple[int, ...] = ()
     dense: bool = True
+    shared: Any = None
+    """Where other processes hold the rest of the array: its ``sharded.Shared``. No backend looks at it."""
 
     def as_numpy(self) -> npt.NDArray[Any]:
         """The memory as a writable ``(rows, length)`` view, without a copy. Host memory only."""
@@ -269,7 +271,11 @@ class Backend(Protocol):
     the same way ``optimizers``, of its ``gradclip_core.updates.Updates``.
 
     One whose compiled code can look at many arrays at once has ``read_arrays``: a list of arrays of one type ->
-    their ``Manifest``, or None where one of them is not plain dense host memory (``arrays/express.py``).
+    their ``Manifest``, or None where one of them is not plain dense host memory (``arrays/express.py``), or is
+    read-only, unless they are ``only_read``.
+
+    One that also works on arrays without memory, by their framework's own operations, has ``operations``, a
+    ``gradclip_core.operations.Operations``.
     """
 
     name: str

@@ -23,6 +23,12 @@ BACKENDS: dict[str, tuple[str, str]] = {
 PREFERENCE: dict[str, tuple[str, ...]] = {
     "cpu": ("numba_cpu", "numpy"),
     "cuda": ("cupy_raw", "numba_cuda", "array_api"),
+    # Without memory, or on a device that the array's own framework alone can reach.
+    "gpu": ("array_api",),
+    "mps": ("array_api",),
+    "symbolic": ("array_api",),
+    "tpu": ("array_api",),
+    "xpu": ("array_api",),
 }
 
 _PROTOCOL = ("name", "not_supported_reasons", "measure", "apply")

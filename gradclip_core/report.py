@@ -125,14 +125,19 @@ def _factors(names: Names, decided: Sequence[Decided]) -> FloatArray:
 
 
 @ieee_arithmetic
-def _details(names: Names, decided: Sequence[Decided]) -> Details:
+def per_array(names: Names, decided: Sequence[Decided]) -> tuple[FloatArray, FloatArray, IntArray, IntArray]:
+    """For each array: its norm before, the factor put on it, how many elements were infinite, and how many NaN."""
     first = decided[0]
     rows = first.stage.rows
     ids = array_ids(rows)
-    norms = scope_norms(first.measured, ids, rows.size).value(first.stage.inverse).tolist()
-    scales = _factors(names, decided).tolist()
+    norms = scope_norms(first.measured, ids, rows.size).value(first.stage.inverse)
     found = first.measured.found
-    infs, nans = (np.bincount(ids, n, rows.size).astype(np.int64).tolist() for n in (found.infs, found.nans))
+    infs, nans = (np.bincount(ids, n, rows.size).astype(np.int64) for n in (found.infs, found.nans))
+    return norms, _factors(names, decided), infs, nans
+
+
+def _details(names: Names, decided: Sequence[Decided]) -> Details:
+    norms, scales, infs, nans = (values.tolist() for values in per_array(names, decided))
     leaves = list(zip(names.index, names.tree.paths, strict=True))
     return (
         {path: norms[i] for i, path in leaves},

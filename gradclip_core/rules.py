@@ -18,6 +18,7 @@ from gradclip_core.arrays.docked import Docked
 from gradclip_core.axes import Axis, axes_of_units
 from gradclip_core.errors import InvalidArgumentError, show
 from gradclip_core.protocol import IntArray, Scopes
+from gradclip_core.tracing import in_graph, leave_graph
 
 
 class Site:
@@ -291,6 +292,8 @@ class Chain(Rule):
 def checked_rule(asked: str, rule: Any) -> Rule:
     """``rule``, if it is one."""
     if not isinstance(rule, Rule):
+        if in_graph():
+            leave_graph(f"{asked}: {article(type(rule).__name__)} is no rule.")
         from gradclip_core.sets.base import Set
 
         several = isinstance(rule, (list, tuple)) and all(isinstance(part, Rule) for part in rule)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gradclip_core.errors import ContainerError
+from gradclip_core.tracing import in_graph
 
 _CURE = "Pass a dict, list, tuple, namedtuple, dataclass, iterator or array of gradients, nested as you like"
 
@@ -112,7 +113,9 @@ def flatten(container: Any) -> tuple[list[Any], Tree]:
 def is_array(x: Any) -> bool:
     """Whether ``x`` is a leaf in its own right. The dock decides whether it can be served."""
     kind = type(x)
-    return hasattr(kind, "__dlpack__") or hasattr(kind, "__array_interface__") or isinstance(x, np.generic)
+    if hasattr(kind, "__dlpack__") or hasattr(kind, "__array_interface__") or isinstance(x, np.generic):
+        return True
+    return hasattr(kind, "shape") and hasattr(kind, "dtype")  # a tf.Variable says that it can be iterated over
 
 
 def _walk(x: Any, leaves: list[Any]) -> Node | None:
@@ -297,5 +300,7 @@ def kept(container: Any) -> Any:
     """The container, or a list in place of an iterator, for who reads it again and again."""
     if not isinstance(container, Iterator):
         return container
+    if in_graph():
+        return list(container)
     leaves, tree = flatten(container)
     return tree.rebuild(leaves)

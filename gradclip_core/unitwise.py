@@ -57,6 +57,12 @@ class UnitNorm(NormRule):
 
 def measured_limits(weights: WeightArrays) -> FloatArray:
     """A limit for each unit, the weights measured where they are."""
+    if not all(docked.memory for docked in weights.arrays):
+        raise InvalidArgumentError(
+            "adaptive_clip, params",
+            "they are traced, and the gradients are not",
+            "Clip inside the function that is traced, or pass weights that are there",
+        )
     backend, _ = choose(None, weights.arrays)
     buffers: Sequence[Buffer] = in_units(weights.arrays, weights.axes) or [
         readable(backend, docked, axes) for docked, axes in zip(weights.arrays, weights.axes, strict=True)

@@ -1,4 +1,7 @@
-"""The arguments that all functions share, checked once, with the sentence for each mistake."""
+"""The arguments that all functions share, checked once, with the sentence for each mistake.
+
+Numbers are looked at by comparisons alone: those ``torch.compile`` can follow, where a number is a symbol.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,16 @@ import numpy as np
 
 from gradclip_core.errors import InvalidArgumentError, show
 from gradclip_core.precision.nonfinite import POLICIES, UNDERFLOW_POLICIES
+from gradclip_core.tracing import in_graph, leave_graph
 
 
 def number(name: str, value: Any, cure: str) -> float:
     """``value`` as a float; anything that holds exactly one real number will do."""
     if isinstance(value, (bool, np.bool_, str, bytes, bytearray)) or value is None:
         raise InvalidArgumentError(f"{name}={show(value)}", f"a {type(value).__name__} is no number", cure)
-    if getattr(value, "ndim", 0):
+    if not isinstance(value, (float, int)) and in_graph():
+        leave_graph(f"{name} is a {type(value).__name__}, whose value is not known in a graph: pass a number.")
+    if not isinstance(value, (float, int)) and getattr(value, "ndim", None):
         raise InvalidArgumentError(f"{name}={show(value)}", f"it is an array of shape {tuple(value.shape)}", cure)
     try:
         return float(value)
@@ -30,12 +36,12 @@ def threshold(name: str, value: Any) -> float:
     """A norm's bound: finite and not negative. 0 is allowed, and gives zeros."""
     cure = "Pass a finite number > 0 (0 sets every gradient to zero)"
     bound = number(name, value, cure)
-    if math.isnan(bound):
+    if bound != bound:
         raise InvalidArgumentError(f"{name}={show(value)}", "it is NaN, and no gradient is within NaN", cure)
     if bound < 0:
         seen = "no gradient is within a negative bound, and a factor of it would flip the sign of every element"
         raise InvalidArgumentError(f"{name}={show(value)}", seen, cure)
-    if math.isinf(bound):
+    if bound == math.inf:
         seen = "an infinite bound clips nothing"
         raise InvalidArgumentError(f"{name}={show(value)}", seen, f"{cure}; to measure only, call global_norm")
     return bound + 0.0  # -0.0 is 0
@@ -45,7 +51,7 @@ def positive(name: str, value: Any) -> float:
     """Finite and > 0."""
     cure = "Pass a finite number > 0"
     checked = number(name, value, cure)
-    if not (math.isfinite(checked) and checked > 0):
+    if not 0 < checked < math.inf:
         raise InvalidArgumentError(f"{name}={show(value)}", "it is not a finite number > 0", cure)
     return checked
 
@@ -81,7 +87,7 @@ def interval(limit: Any, name: str = "limit") -> tuple[float, float]:
             raise InvalidArgumentError(f"{name}={show(limit)}", "[-v, v] is empty or endless for such a v", cure)
         return -bound, bound + 0.0
     low, high = number(f"{name}[0]", limit[0], cure), number(f"{name}[1]", limit[1], cure)
-    if math.isnan(low) or math.isnan(high) or low > high:
+    if not low <= high:
         raise InvalidArgumentError(f"{name}={show(limit)}", "low is not <= high", cure)
     if low == math.inf or high == -math.inf or (low, high) == (-math.inf, math.inf):
         raise InvalidArgumentError(f"{name}={show(limit)}", "no finite number is left, or none is cut off", cure)
@@ -112,6 +118,20 @@ def on_device(value: Any) -> bool:
         return False
 
 
+def is_symbol(value: Any) -> bool:
+    """Whether a value is an array that has no values yet, inside a framework's compiler."""
+    if isinstance(value, (float, int, np.ndarray, np.generic)):
+        return False
+    from gradclip_core.arrays.docked import Refused
+    from gradclip_core.arrays.frameworks import door_of
+
+    try:
+        door = door_of(value)
+        return door is not None and not door.dock(value).memory
+    except Refused:  # whoever reads the value says what is wrong with it
+        return False
+
+
 # What other libraries call it.
 _ELSEWHERE = {
     "clip_norm": "The bound is called max_norm here",
@@ -130,6 +150,7 @@ class Common(TypedDict, total=False):
     backend: str | None
     underflow: str
     array_scales: Mapping[str, float]
+    mesh_axes: str | tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +162,7 @@ class How:
     backend: str | None = None
     underflow: str = "ignore"
     array_scales: Mapping[str, float] = field(default_factory=dict)
+    mesh_axes: Any = ()
     device_scale: Any = field(default=None, init=False)
     """The loss scale, where it is a number in a device's memory; ``loss_scale`` is 1 then."""
 
@@ -148,14 +170,14 @@ class How:
     def of(cls, keywords: Mapping[str, Any]) -> How:
         """From the keywords that a public function did not name itself."""
         if unknown := sorted(set(keywords) - set(Common.__annotations__)):
-            cure = "The common arguments are loss_scale, nonfinite, backend, underflow and array_scales"
+            cure = f"The common arguments are {', '.join(Common.__annotations__)}"
             cure = _ELSEWHERE.get(unknown[0], cure)
             raise InvalidArgumentError(f"{unknown[0]}={show(keywords[unknown[0]])}", "there is no such argument", cure)
         return cls(**keywords)
 
     def __post_init__(self) -> None:
-        if on_device(self.loss_scale):
-            # Only the device knows it, and is asked there: reading it here would wait for it.
+        if on_device(self.loss_scale) or is_symbol(self.loss_scale):
+            # Only the device knows it, or nobody yet, and is asked there: reading it here would wait for it.
             object.__setattr__(self, "device_scale", self.loss_scale)
             object.__setattr__(self, "loss_scale", 1.0)
         if callable(getattr(self.loss_scale, "get_scale", None)):
@@ -189,15 +211,36 @@ class How:
             )
         for path, scale_of in self.array_scales.items():
             power_of_two(f"array_scales[{path!r}]", scale_of)
+        axes = (self.mesh_axes,) if isinstance(self.mesh_axes, str) else self.mesh_axes
+        if not isinstance(axes, (tuple, list)) or not all(isinstance(axis, str) for axis in axes):
+            raise InvalidArgumentError(
+                f"mesh_axes={show(self.mesh_axes)}", "it names no axes of a mesh", "Pass a name, or a tuple of names"
+            )
+        object.__setattr__(self, "mesh_axes", tuple(axes))
         if self.backend is not None and not isinstance(self.backend, str):
             raise InvalidArgumentError(
                 f"backend={show(self.backend)}", "it is no name", "Pass a name from the registry, or None"
+            )
+
+    def refuse_mesh_axes(self, asked: str) -> None:
+        """Raise where mesh axes are named and the arrays are in memory."""
+        if self.mesh_axes:
+            raise InvalidArgumentError(
+                f"{asked}, mesh_axes={show(self.mesh_axes)}",
+                "there are no mesh axes here: the arrays are concrete, not shards inside jax.shard_map",
+                "Leave it out; of a sharded array all is measured",
             )
 
     def known_on_host(self) -> How:
         """The same, with a loss scale that is on a device read from there."""
         if self.device_scale is None:
             return self
+        if is_symbol(self.device_scale):
+            raise InvalidArgumentError(
+                "loss_scale",
+                "it is traced, and the gradients are not",
+                "Pass a number, or clip inside the function that is traced",
+            )
         return How(float(self.device_scale), self.nonfinite, self.backend, self.underflow, self.array_scales)
 
     @property

@@ -13,7 +13,7 @@ from gradclip_core.amp.torch_amp import GradScalerDoor, is_grad_scaler
 from gradclip_core.amp.watch import Left, watch
 from gradclip_core.errors import GradClipError, InvalidArgumentError, show
 from gradclip_core.info import ClipInfo
-from gradclip_core.pipeline import run_in_place, run_new
+from gradclip_core.pipeline import run_in_place_eagerly, run_new_eagerly
 from gradclip_core.rules import Rule, checked_rule
 from gradclip_core.tree import flatten
 from gradclip_core.validate import Common, How
@@ -153,7 +153,11 @@ class Clipper(InOrder):
         found = self._gradients(asked, grads)
         if grads is None:
             self._refuse_left(asked, found.values())
-        info = self._step(asked, optimizer, array_scales, lambda how: run_in_place(found, self.rule, how, asked))
+
+        def run(how: Common) -> ClipInfo:
+            return run_in_place_eagerly(found, self.rule, how, asked)
+
+        info = self._step(asked, optimizer, array_scales, run)
         if self.params is not None:
             self._left.mark(flatten(found)[0])
         if isinstance(self.loss_scaler, LossScaler) and not self._dirty():
@@ -177,7 +181,7 @@ class Clipper(InOrder):
         made: list[Any] = []
 
         def run(how: Common) -> ClipInfo:
-            clipped, info = run_new(found, self.rule, how, "Clipper", out)
+            clipped, info = run_new_eagerly(found, self.rule, how, "Clipper", out)
             made.append(clipped)
             return info
 

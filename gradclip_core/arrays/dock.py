@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from gradclip_core.arrays import dlpack_door, numpy_door
+from gradclip_core.arrays import dlpack_door, frameworks, numpy_door
 from gradclip_core.arrays.docked import Docked, Door, Refused
 from gradclip_core.arrays.express import Fleet, fleet_of
 from gradclip_core.arrays.layout import overlapping_pair, overlaps_itself
+from gradclip_core.arrays.symbols import of_one_program
 from gradclip_core.errors import InvalidArgumentError, ReadOnlyError, UnsafeMemoryError, UnsupportedArrayError
 from gradclip_core.protocol import Manifest
 from gradclip_core.tree import Tree, flatten
@@ -48,21 +47,31 @@ class Cargo:
         return Names(self.tree.names_only(), self.index, len(self.arrays))
 
     @property
+    def in_memory(self) -> bool:
+        """Whether backends can read them; ``symbols.py`` has seen to it that all can, or none."""
+        return isinstance(self.arrays, Fleet) or not self.arrays or self.arrays[0].memory
+
+    @property
+    def holds(self) -> bool:
+        """Whether the memory of some is but a part of a user's array, see ``Holder``."""
+        return not isinstance(self.arrays, Fleet) and any(docked.holder is not None for docked in self.arrays)
+
+    @property
     def device(self) -> str:
         """Where the arrays are: the first one's device. ``choose`` has refused several."""
         return self.arrays[0].device if self.arrays and self.manifest is None else "cpu"
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """The shape of each array."""
-        return self.arrays.shapes if isinstance(self.arrays, Fleet) else [docked.shape for docked in self.arrays]
+        """The shape of each array: of a whole one, where the memory is a part of it."""
+        return self.arrays.shapes if isinstance(self.arrays, Fleet) else [docked.whole for docked in self.arrays]
 
     @property
     def looks(self) -> list[tuple[tuple[int, ...], str]]:
         """Shape and dtype of each array."""
         if isinstance(self.arrays, Fleet):
             return list(zip(self.shapes, (dtype.name for dtype in self.arrays.manifest.dtypes), strict=True))
-        return [(docked.shape, docked.dtype.name) for docked in self.arrays]
+        return [(docked.whole, docked.look) for docked in self.arrays]
 
     def first_path(self, array: int) -> str:
         """The path of the first leaf that is this array."""
@@ -78,15 +87,16 @@ class Cargo:
         return list(found.values())
 
 
-def unload(container: Any, asked: str, *, in_place: bool = False, clips: bool = True) -> Cargo:
+def unload(container: Any, asked: str, *, in_place: bool = False, clips: bool = True, parts: bool = False) -> Cargo:
     """Dock every leaf of a container, or raise before anything is written.
 
     ``in_place`` demands memory that may be written, each element once. ``clips`` refuses arrays
-    that are no gradients although they have one.
+    that are no gradients although they have one. ``parts`` takes arrays of which the memory is but a part
+    (``Holder``); who passes it asks ``held.py`` what may be done with them.
     """
     leaves, tree = flatten(container)
     fleet = fleet_of(leaves, _doors.get(type(leaves[0]))) if leaves else None
-    if fleet is not None:
+    if fleet is not None and not (in_place and fleet.read_only):
         return Cargo(tree, fleet, range(len(leaves)))
     arrays: list[Docked] = []
     index: list[int] = []
@@ -96,48 +106,45 @@ def unload(container: Any, asked: str, *, in_place: bool = False, clips: bool = 
         try:
             docked = door.dock(leaf)
             if clips:
-                _refuse_parameter(leaf, door, in_place)
+                if not docked.device.startswith("symbolic:"):  # through those, derivatives are taken
+                    _refuse_parameter(leaf, door, in_place)
+                if docked.memory and hasattr(docked.door, "refuse_recorded"):  # derivatives go through operations alone
+                    docked.door.refuse_recorded(docked.array)
+            if docked.holder is not None and not parts:
+                raise docked.holder.refusal()
         except Refused as refused:
             raise refused.kind(f"{asked}, array '{tree.paths[position]}'", refused.seen, refused.cure) from refused
-        # Where there is no memory, nothing can be shared.
-        key = docked.key if docked.pointer and 0 not in docked.shape else position
+        # Where there is no memory, nothing can be shared; but an empty shard is one of an array that has some.
+        there = (docked.pointer and 0 not in docked.shape) or docked.holder is not None
+        # What nobody may write, nobody scales twice: of x + y, one object is the gradient of x and that of y.
+        key = docked.key if there and not _is_immutable(docked) else position
         found = known.setdefault(key, len(arrays))
         if found == len(arrays):
             arrays.append(docked)
         index.append(found)
-    cargo = Cargo(tree, arrays, index)
+    cargo = of_one_program(Cargo(tree, arrays, index), asked)
     _check_overlap(cargo, asked)
     if in_place:
         _check_writable(cargo, asked)
+        if cargo.holds:
+            _check_replaced(cargo, asked)
     return cargo
 
 
 def _find_door(leaf: Any, asked: str, tree: Tree, position: int) -> Door:
     kind = type(leaf)
-    torch = sys.modules.get("torch")
-    door: Door
-    if isinstance(leaf, (np.ndarray, np.generic)):
-        door = numpy_door.DOOR
-    elif torch is not None and issubclass(kind, torch.Tensor):
-        from gradclip_core.arrays import torch_door
-
-        door = torch_door.DOOR
-    elif sys.modules.get("cupy") is not None and issubclass(kind, sys.modules["cupy"].ndarray):
-        from gradclip_core.arrays import cupy_door
-
-        door = cupy_door.DOOR
-    elif hasattr(kind, "__dlpack__") and hasattr(kind, "__dlpack_device__"):
+    door = frameworks.door_of(leaf)
+    if door is None and hasattr(kind, "__dlpack__") and hasattr(kind, "__dlpack_device__"):
         door = dlpack_door.DOOR
-    else:
+    if door is None:
         path = tree.paths[position]
+        torch = sys.modules.get("torch")
         if torch is not None and issubclass(kind, torch.nn.Module):
             cure = "Pass its gradients: [p.grad for p in module.parameters()]"
-        elif "jax" in sys.modules and issubclass(kind, sys.modules["jax"].core.Tracer):
-            cure = "Clip outside jit, grad and vmap, on the arrays that they return"
         elif isinstance(leaf, str):
             cure = "Pass the arrays alone, or a dict of them: {name: p.grad for name, p in model.named_parameters()}"
         else:
-            cure = "Pass NumPy arrays, CuPy arrays, PyTorch tensors, or objects with __dlpack__"
+            cure = "Pass arrays of NumPy, PyTorch, JAX or another framework, or objects with __dlpack__"
         raise UnsupportedArrayError(f"{asked}, leaf '{path}'", f"a {kind.__module__}.{kind.__name__} is no array", cure)
     _doors[kind] = door
     return door
@@ -147,11 +154,13 @@ def _refuse_parameter(leaf: Any, door: Door, in_place: bool) -> None:
     """Tensors that autograd knows: ``model.parameters()`` in place of the gradients, or a graph's own."""
     if not getattr(leaf, "requires_grad", False) or door is numpy_door.DOOR or door is dlpack_door.DOOR:
         return
-    if not leaf.is_leaf and sys.modules["torch"].is_grad_enabled():
+    framework: Any = _framework(type(leaf))
+    if not leaf.is_leaf and framework.is_grad_enabled():
         raise Refused(
             InvalidArgumentError,
             "it is part of an autograd graph, which would take the clipped values for the unclipped ones",
-            "Clip under torch.no_grad(), or pass x.detach(); multiply by plan.scale to differentiate through it",
+            f"Clip under {framework.__name__}.no_grad(), or pass x.detach(); "
+            "multiply by plan.scale to differentiate through it",
         )
     if leaf.is_leaf and leaf.grad is not None:
         raise Refused(
@@ -159,7 +168,7 @@ def _refuse_parameter(leaf: Any, door: Door, in_place: bool) -> None:
             "it is a parameter that has a gradient, so its weights would be clipped and its gradient not",
             "Pass [p.grad for p in parameters]; to clip the weights themselves, pass p.data",
         )
-    if in_place and isinstance(leaf, sys.modules["torch"].nn.Parameter):
+    if in_place and isinstance(leaf, framework.nn.Parameter):
         raise Refused(
             InvalidArgumentError,
             "it is a parameter that has no gradient yet: its weights would be clipped",
@@ -167,9 +176,23 @@ def _refuse_parameter(leaf: Any, door: Door, in_place: bool) -> None:
         )
 
 
+def _framework(kind: type) -> Any:
+    """PyTorch or Paddle, whose tensor a type is or inherits from: what is asked of it, both have by the same name."""
+    names = {base.__module__.partition(".")[0] for base in kind.__mro__}
+    return sys.modules["paddle" if "paddle" in names else "torch"]
+
+
+def _is_immutable(docked: Docked) -> bool:
+    return getattr(docked.door, "immutable", False)
+
+
 def _check_overlap(cargo: Cargo, asked: str) -> None:
     for device in {docked.device for docked in cargo.arrays}:
-        here = [i for i, docked in enumerate(cargo.arrays) if docked.device == device and docked.pointer]
+        here = [
+            i
+            for i, docked in enumerate(cargo.arrays)
+            if docked.device == device and docked.pointer and not _is_immutable(docked)
+        ]
         pair = overlapping_pair([cargo.arrays[i] for i in here])
         if pair is not None:
             a, b = (cargo.first_path(here[i]) for i in pair)
@@ -177,6 +200,18 @@ def _check_overlap(cargo: Cargo, asked: str) -> None:
                 f"{asked}, arrays '{a}' and '{b}'",
                 "they share memory without being the same array, so elements would be counted and scaled twice",
                 "Pass the array that holds both, or copies",
+            )
+
+
+def _check_replaced(cargo: Cargo, asked: str) -> None:
+    """Memory that an array keeps where nothing is written to it, and another array of the call would write."""
+    for i, docked in enumerate(cargo.arrays):
+        lies = None if docked.holder is None else docked.holder.lies
+        if lies is not None and overlapping_pair([*cargo.arrays, lies]) is not None:
+            raise UnsafeMemoryError(
+                f"{asked}, array '{cargo.first_path(i)}'",
+                "it is not coalesced, and shares memory with another array, which would be written",
+                "Give it memory of its own: p.grad = p.grad.coalesce()",
             )
 
 

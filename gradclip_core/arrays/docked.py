@@ -54,6 +54,67 @@ class PlainDoor(Door, Protocol):
         ...
 
 
+class DoorWithViews(Door, Protocol):
+    """A door whose arrays may come in by ``arrays/express.py`` as NumPy arrays that share their memory."""
+
+    def views(self, leaves: Sequence[Any]) -> Sequence[Any] | None:
+        """NumPy arrays that share the leaves' memory; None where one of them is not ordinary."""
+        ...
+
+    def memory(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """A NumPy array, not initialised, whose memory the framework may take over."""
+        ...
+
+    def make(self, values: Sequence[Any], likes: Sequence[Any]) -> list[Any]:
+        """Arrays of the framework with these values, each where its like is."""
+        ...
+
+
+class Holder(Protocol):
+    """A user's array of which the docked memory is a part: what a sparse one stores, or one process's shard."""
+
+    @property
+    def kind(self) -> str:
+        """``"sparse"`` or ``"sharded"``."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The user's array's own."""
+        ...
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for two that are one array; on every process alike, whether it has elements of it or not."""
+        ...
+
+    @property
+    def shared(self) -> Any:
+        """Its ``sharded.Shared``, where other processes hold the rest; None for all others."""
+        ...
+
+    @property
+    def lies(self) -> Docked | None:
+        """Memory that the user's array still has, where the docked memory is a copy that is to replace it."""
+        ...
+
+    def refusal(self) -> Refused:
+        """The "no" of a function that needs plain arrays."""
+        ...
+
+    def renewed(self) -> Holder:
+        """The same for new memory, which no user's array knows of yet."""
+        ...
+
+    def around(self, values: Any) -> Any:
+        """A new array of the user's kind, around new memory."""
+        ...
+
+    def after_write(self, values: Any) -> None:
+        """The docked memory was written: the user's array shows it, and its framework knows it."""
+        ...
+
+
 @dataclass(slots=True)
 class Docked:
     """``strides`` are in bytes, as NumPy's. A complex array's ``dtype`` is that of its parts."""
@@ -76,6 +137,22 @@ class Docked:
     """On a device: the producer's current stream, see ``Buffer``."""
     lent: bool = False
     """On a device: whether somebody has to keep it alive until queued work has run, see ``Buffer``."""
+    memory: bool = True
+    """False: there is none that a backend could read, and its framework's own operations alone can work on it. Its
+    device is then ``"symbolic:<framework>"`` where it has no values yet (traced, lazy), or one like ``"mps:0"``."""
+    holder: Holder | None = None
+    """The user's array, where the memory is a part of it: ``array`` and ``shape`` are that part's."""
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The shape of the user's array."""
+        return self.shape if self.holder is None else self.holder.shape
+
+    @property
+    def look(self) -> str:
+        """The dtype's name, and that not all elements are stored where that is so."""
+        sparse = self.holder is not None and self.holder.kind == "sparse"
+        return f"{self.dtype.name}, sparse" if sparse else self.dtype.name
 
     @property
     def itemsize(self) -> int:
@@ -85,4 +162,6 @@ class Docked:
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for two arrays of one framework that are the same elements in the same arrangement."""
+        if self.holder is not None:
+            return id(self.door), *self.holder.key
         return id(self.door), self.read_only, self.pointer, self.shape, self.strides, self.dtype.name, self.is_complex

@@ -16,26 +16,50 @@ from typing import Any, cast, overload
 import numpy as np
 
 from gradclip_core import registry
-from gradclip_core.arrays.docked import Docked, Door, PlainDoor
+from gradclip_core.arrays.docked import Docked, Door, DoorWithViews, PlainDoor
+from gradclip_core.arrays.numpy_door import DOOR as NUMPY
 from gradclip_core.protocol import DTYPES, Manifest, by_rows
 
 
 class Fleet(Sequence[Docked]):
     """Arrays that came in by express, and all of them as one table. One is docked when somebody looks at it."""
 
-    def __init__(self, leaves: Sequence[Any], door: PlainDoor, manifest: Manifest) -> None:
+    def __init__(
+        self, leaves: Sequence[Any], door: Door, manifest: Manifest, views: Sequence[Any] | None = None
+    ) -> None:
         self.leaves, self.door, self.manifest = leaves, door, manifest
+        self.read_only = views is not None
+        """Whether these are arrays that nobody may write; what is made for them is NumPy's until ``finished``."""
+        self._views = leaves if views is None else views
         self._docked: dict[int, Docked] = {}
 
     @cached_property
     def shapes(self) -> list[tuple[int, ...]]:
         """The arrays' shapes; none is docked for it."""
-        return [tuple(leaf.shape) for leaf in self.leaves]
+        return [tuple(view.shape) for view in self._views]
 
     @property
     def row_major(self) -> list[bool]:
         """Whether each array's elements lie in C order; none is docked for it."""
-        return [x.flags.c_contiguous if isinstance(x, np.ndarray) else x.is_contiguous() for x in self.leaves]
+        return [x.flags.c_contiguous if isinstance(x, np.ndarray) else x.is_contiguous() for x in self._views]
+
+    def alike(self) -> Fleet | None:
+        """New arrays like these, not initialised; None where they would not come in by express."""
+        if self.read_only:
+            memory = cast(DoorWithViews, self.door).memory
+            made = [
+                memory(x.shape, x.dtype) if x.nbytes >= LARGE and x.flags.c_contiguous else np.empty_like(x)
+                for x in self._views
+            ]
+            return fleet_of(made, NUMPY)
+        door = cast(PlainDoor, self.door)
+        return fleet_of([door.empty_like(leaf) for leaf in self.leaves], door)
+
+    def finished(self, like: Sequence[Docked]) -> Sequence[Any]:
+        """The arrays to hand to the user, in place of ``like``."""
+        if self is not like and isinstance(like, Fleet) and like.read_only:
+            return cast(DoorWithViews, like.door).make(self.leaves, like.leaves)
+        return self.leaves
 
     def __len__(self) -> int:
         return len(self.leaves)
@@ -55,21 +79,27 @@ class Fleet(Sequence[Docked]):
 def fleet_of(leaves: Sequence[Any], door: Door | None) -> Fleet | None:
     """The leaves, if all are plain dense arrays of one type in host memory, and none shares memory."""
     read = getattr(registry.loaded("numba_cpu"), "read_arrays", None)
+    if read is None or door is None or len(set(map(type, leaves))) > 1:
+        return None
     plain = getattr(door, "plain", None)  # of a PlainDoor; isinstance() of a protocol costs 15 µs
-    if read is None or plain is None or len(set(map(type, leaves))) > 1:
+    views = None
+    if plain is None:
+        look = getattr(door, "views", None)
+        views = None if look is None else look(leaves)
+        if views is None:
+            return None
+    elif not plain(leaves):  # before they are read: of what is not plain, a framework's own reader may die
         return None
-    manifest: Manifest | None = read(leaves)
-    if manifest is None or not plain(leaves) or _share_memory(manifest):
+    manifest: Manifest | None = read(leaves) if views is None else read(views, only_read=True)
+    if manifest is None or _share_memory(manifest):
         return None
-    return Fleet(leaves, cast(PlainDoor, door), manifest)
+    return Fleet(leaves, door, manifest, views)
 
 
 def new_alike(arrays: Sequence[Docked]) -> Sequence[Docked]:
     """New memory like that of each array, not initialised."""
-    if isinstance(arrays, Fleet):
-        made = fleet_of([arrays.door.empty_like(leaf) for leaf in arrays.leaves], arrays.door)
-        if made is not None:
-            return made
+    if isinstance(arrays, Fleet) and (made := arrays.alike()) is not None:
+        return made
     return [docked.door.new_like(docked) for docked in arrays]
 
 
@@ -97,6 +127,8 @@ def in_units(arrays: Sequence[Docked], axes: Sequence[tuple[int, ...] | None]) -
     return Manifest(*units, manifest.owners, rows)
 
 
+LARGE = 1 << 14
+"""Bytes from which it may matter to a framework where new memory begins."""
 _ITEMSIZES = np.array([dtype.itemsize for dtype in DTYPES.values()], np.int64)
 
 

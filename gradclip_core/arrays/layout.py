@@ -156,7 +156,8 @@ def flatten_memory(docked: Docked, axes: tuple[int, ...] | None = None, *, pack:
         )
     length, rows, order = _segments(docked, axes)
     packed = view(docked).transpose(order).copy(order="C")
-    return Flat(Buffer(packed.ctypes.data, length, docked.dtype, rows, docked.device, packed), packed, order)
+    at = Buffer(packed.ctypes.data, length, docked.dtype, rows, docked.device, packed, shared=_shared(docked))
+    return Flat(at, packed, order)
 
 
 def array_buffer(docked: Docked, axes: tuple[int, ...] | None, order: tuple[int, ...] | None = None) -> Buffer:
@@ -211,4 +212,9 @@ def _segments(docked: Docked, axes: tuple[int, ...] | None) -> tuple[int, int, t
 
 
 def _buffer(docked: Docked, length: int, rows: int) -> Buffer:
-    return Buffer(docked.pointer, length, docked.dtype, rows, docked.device, docked, docked.stream, docked.lent)
+    buffer = Buffer(docked.pointer, length, docked.dtype, rows, docked.device, docked, docked.stream, docked.lent)
+    return buffer if docked.holder is None else replace(buffer, shared=_shared(docked))
+
+
+def _shared(docked: Docked) -> object:
+    return None if docked.holder is None else docked.holder.shared

@@ -19,6 +19,9 @@ from gradclip_core.protocol import DType
 torch: Any = sys.modules["torch"]
 _forward_ad: Any = sys.modules["torch.autograd.forward_ad"]
 
+_functorch: Any = torch._C._functorch
+_transforms: Any = _functorch.peek_interpreter_stack
+"""The transforms of ``torch.func`` that are running; None: none is."""
 _requires_grad = operator.attrgetter("requires_grad")
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 # A tensor of these dtypes is known to the table of dtypes under another name, or under none.
@@ -31,18 +34,20 @@ class TorchDoor:
     def dock(self, x: Any) -> Docked:
         """A CPU or CUDA tensor or Parameter; every hazard that its memory can hold is refused."""
         if type(x) not in _PLAIN:
+            if (distributed := sys.modules.get("torch.distributed.tensor")) and isinstance(x, distributed.DTensor):
+                from gradclip_core.arrays.torch_sharded import dock_shard
+
+                return dock_shard(self, x)
             x = _plain(x)
         if x.layout is not torch.strided or x.is_nested:
-            raise _refuse_layout(x)
+            return self._of_other_layout(x)
         entry = _DTYPES.get(x.dtype)
         if entry is None:
             raise refuse_dtype(str(x.dtype).removeprefix("torch."))
-        if _forward_ad._current_level >= 0 and _forward_ad.unpack_dual(x).tangent is not None:
-            raise Refused(
-                UnsupportedArrayError,
-                "it is a forward-mode dual tensor, whose tangent would stay unclipped",
-                "Clip outside the dual level, on torch.autograd.forward_ad.unpack_dual(x).primal",
-            )
+        if _transforms() is not None and _functorch.is_functorch_wrapped_tensor(x):
+            return self._symbol(x, entry)
+        if _forward_ad._current_level >= 0:
+            _refuse_dual(x)
         storage, is_complex = entry
         itemsize = x.element_size()
         docked = Docked(
@@ -59,7 +64,7 @@ class TorchDoor:
             docked.device = str(x.device)
             docked.stream = _stream(x.device.index)
         elif not x.is_cpu:
-            docked.device = str(x.device)
+            docked.device, docked.memory = str(x.device), False
             return docked
         if x.is_neg() or (is_complex and x.is_conj()):
             raise Refused(
@@ -70,17 +75,48 @@ class TorchDoor:
         docked.pointer = _pointer(x)
         return docked
 
+    def _of_other_layout(self, x: Any) -> Docked:
+        if x.is_nested or x.layout is not torch.sparse_coo:
+            raise _refuse_layout(x)
+        if x.dtype not in _DTYPES:
+            raise refuse_dtype(str(x.dtype).removeprefix("torch."))
+        if _forward_ad._current_level >= 0:
+            _refuse_dual(x)
+        from gradclip_core.arrays.torch_sparse import dock_sparse
+
+        return dock_sparse(self, x)
+
+    def _symbol(self, x: Any, entry: tuple[DType, bool]) -> Docked:
+        """A tensor inside ``vmap``, ``grad`` or another transform: values go through PyTorch's operations alone."""
+        why = "it is inside a torch.func transform, and stands for values that are not its memory"
+        return Docked(
+            x, self, 0, tuple(x.shape), (), *entry, device="symbolic:torch", read_only=why, memory=False
+        )  # fmt: skip
+
+    def constant(self, x: Any) -> Docked:
+        """A plain tensor, or an array of NumPy, beside such tensors."""
+        plain = torch.as_tensor(x)
+        return self._symbol(plain, _DTYPES[plain.dtype])
+
+    def assign(self, x: Any, y: Any) -> None:
+        """Write into a tensor on a device that PyTorch alone can reach. It counts the write itself."""
+        with torch.no_grad():
+            x.copy_(y)
+
     def new_like(self, docked: Docked, dtype: DType | None = None) -> Docked:
         """``torch.empty_like``: dense strides are kept. Plain, detached, in the caller's grad mode."""
         try:
             kind = None if dtype is None else getattr(torch, dtype.name)
-            return self.dock(torch.empty_like(docked.array, dtype=kind, requires_grad=False))
+            made = self.dock(torch.empty_like(docked.array, dtype=kind, requires_grad=False))
         except torch.cuda.OutOfMemoryError as error:
             raise no_memory_for(docked.device, docked.shape, error) from error
+        if docked.holder is not None:
+            made.holder = docked.holder.renewed()
+        return made
 
     def finish(self, new: Docked, like: Docked) -> Any:
-        """The tensor itself."""
-        return new.array
+        """The tensor itself, or the one that it is a part of."""
+        return new.array if new.holder is None else new.holder.around(new.array)
 
     def after_write(self, written: Sequence[Any]) -> None:
         """Bump the version counters, so that a backward that had saved a tensor says so."""
@@ -93,6 +129,7 @@ class TorchDoor:
         return (
             type(leaves[0]) is torch.Tensor
             and _forward_ad._current_level < 0
+            and _transforms() is None
             and not any(map(_requires_grad, leaves))
             and not any(map(torch.Tensor.is_neg, leaves))
         )
@@ -113,8 +150,8 @@ def _pointer(x: Any) -> int:
     except RuntimeError as error:
         raise Refused(
             UnsafeMemoryError,
-            "it has no memory of its own: a tensor inside vmap, grad or another functorch transform",
-            "Clip outside the transform, on the tensors that it returns",
+            f"it has no memory of its own ({str(error).partition(chr(10))[0]})",
+            "Pass a tensor that holds values",
         ) from error
     if pointer == 0 and x.numel():
         raise Refused(
@@ -127,13 +164,9 @@ def _pointer(x: Any) -> int:
 
 def _plain(x: Any) -> Any:
     """The plain tensor behind a subclass that adds nothing to its memory's meaning."""
+    if type(x).__module__ == "torch.distributed._functional_collectives" and hasattr(x, "wait"):
+        return x.wait()  # what a collective makes, which may still be on its way
     names = {kind.__name__ for kind in type(x).__mro__}
-    if "DTensor" in names:
-        raise Refused(
-            UnsupportedArrayError,
-            "it is a DTensor: this process holds a shard of it, whose norm is not the gradient's",
-            "Clip with torch's own clip_grad_norm_, or reduce the norms of x.to_local() over the mesh",
-        )
     if "FakeTensor" in names or "FunctionalTensor" in names:
         raise Refused(
             UnsupportedArrayError,
@@ -151,10 +184,18 @@ def _plain(x: Any) -> Any:
     return x.as_subclass(torch.Tensor)
 
 
+def _refuse_dual(x: Any) -> None:
+    if _forward_ad.unpack_dual(x).tangent is not None:
+        raise Refused(
+            UnsupportedArrayError,
+            "it is a forward-mode dual tensor, whose tangent would stay unclipped",
+            "Clip outside the dual level, on torch.autograd.forward_ad.unpack_dual(x).primal",
+        )
+
+
 def _refuse_layout(x: Any) -> Refused:
     layout = "nested" if x.is_nested else str(x.layout).removeprefix("torch.")
     cures = {
-        "sparse_coo": "Put it in its place coalesced, p.grad = p.grad.coalesce(), and pass p.grad.values()",
         "nested": "Pass x.values(), or its parts",
         "_mkldnn": "Put it in its place dense: p.grad = p.grad.to_dense()",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -38,22 +39,30 @@ def command(
         elif reasons := registry.reasons_against(name, request(name)):
             say(f"{name} cannot serve here: {'; '.join(reasons)}", "yellow")
             continue
-        result = run(registry.load(name))
-        _report(name, result)
-        failures += len(result.failures)
+        served = registry.load(name)
+        # A backend for a device brings the device's memory along.
+        memory = getattr(served, "memory_for_checks", lambda: None)()
+        for kind, checks in _classes(served, memory):
+            result = run(name, checks)
+            _report(name, kind, result)
+            failures += len(result.failures)
     if failures:
         raise typer.Exit(1)
 
 
-def run(backend: Backend) -> Result:
-    """All checks of one backend; one that fails, in whatever way, stops none of the others."""
+def _classes(backend: Backend, memory: testing.Memory | None) -> Iterator[tuple[str, list[testing.Check]]]:
+    """The classes of what a backend promises, and their checks: listed, so that the bar knows how many there are."""
+    yield "exact: the reference's bits", list(testing.checks(backend, memory=memory))
+    if (operations := getattr(backend, "operations", None)) is not None:
+        kind = "approximate, where arrays have no memory: within the bounds of docs/numerics.md"
+        yield kind, list(testing.approximate_checks(operations, testing.NumpyArrays()))
+
+
+def run(name: str, checks: list[testing.Check]) -> Result:
+    """All checks of one class of a backend; one that fails, in whatever way, stops none of the others."""
     result = Result()
     with progress() as bar:
-        # Listed before they are run, so that the bar knows how many there are.
-        # A backend for a device brings the device's memory along.
-        memory = getattr(backend, "memory_for_checks", lambda: None)()
-        checks = list(testing.checks(backend, memory=memory))
-        for check in bar.track(checks, description=backend.name):
+        for check in bar.track(checks, description=name):
             topic = check.name.partition("/")[0]
             result.passed.setdefault(topic, 0)
             result.failed.setdefault(topic, 0)
@@ -70,18 +79,23 @@ def run(backend: Backend) -> Result:
     return result
 
 
-def _report(name: str, result: Result) -> None:
+def _report(name: str, kind: str, result: Result) -> None:
     rows = [
         (topic, str(passed), Text(str(result.failed[topic]), "red" if result.failed[topic] else ""))
         for topic, passed in result.passed.items()
     ]
-    table(name, ("topic", "passed", "failed"), ("passed", "failed"), rows)
+    table(
+        f"{name} ({kind.partition(',')[0].partition(':')[0]})",
+        ("topic", "passed", "failed"),
+        ("passed", "failed"),
+        rows,
+    )
     for check, sentence in result.failures[:_SHOWN]:
         say(f"{check}: {sentence}", "red")
     if len(result.failures) > _SHOWN:
         say(f"and {len(result.failures) - _SHOWN} more", "red")
     passed = sum(result.passed.values())
     if result.failures:
-        say(f"{name}: {len(result.failures)} of {passed + len(result.failures)} checks failed", "bold red")
+        say(f"{name}: {len(result.failures)} of {passed + len(result.failures)} checks failed ({kind})", "bold red")
     else:
-        say(f"{name}: all {passed} checks passed", "bold green")
+        say(f"{name}: all {passed} checks passed ({kind})", "bold green")

@@ -32,7 +32,8 @@ def ieee_arithmetic(function: Function) -> Function:
     """Run ``function`` with IEEE arithmetic; the thread's mode is put back afterwards.
 
     Infinities and NaNs are data here, so NumPy is told not to warn of them. ``torch.compile``
-    would trace through and swap NumPy for torch, so it is kept out.
+    would trace through and swap NumPy for torch, so it is kept out: it sees an operator
+    (``arrays/torch_compile.py``) in place of what calls this.
     """
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -59,7 +60,7 @@ def ieee_arithmetic(function: Function) -> Function:
         if dynamo is None:
             return run(*args, **kwargs)
         if not untraced:
-            untraced.append(dynamo.disable(run))
+            untraced.append(dynamo.disable(run, reason="gradclip_core runs eagerly here, at a graph break"))
         return untraced[0](*args, **kwargs)
 
     enter._torchdynamo_disable = True  # type: ignore[attr-defined]  # what torch.compiler.disable leaves

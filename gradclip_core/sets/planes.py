@@ -9,8 +9,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from gradclip_core import validate
 from gradclip_core.errors import InvalidArgumentError, show
 from gradclip_core.forms import Form
@@ -209,7 +207,7 @@ def in_reach(view: View, container: Any, bound: float, asked: str) -> View:
 def _bound(name: str, b: Any) -> float:
     cure = "Pass a finite number; it may be negative, or 0"
     bound = validate.number(f"{name}, b", b, cure)
-    if not np.isfinite(bound):
+    if bound != bound or abs(bound) == math.inf:
         raise InvalidArgumentError(f"{name}, b={show(b)}", "it is not finite", cure)
     return bound + 0.0  # -0.0 is 0
 

@@ -14,6 +14,7 @@ import numpy as np
 from gradclip_backends.array_api.apply import write
 from gradclip_backends.array_api.frameworks import ON_DEVICES, Framework, framework_of
 from gradclip_backends.array_api.measure import FIELDS, measured
+from gradclip_backends.array_api.operations import DEVICES, OPERATIONS
 from gradclip_backends.array_api.rows import rows_of
 from gradclip_core.errors import BackendError, GradClipError
 from gradclip_core.protocol import (
@@ -39,6 +40,7 @@ class ArrayApiBackend:
     """
 
     name = "array_api"
+    operations = OPERATIONS
     takes_arrays = True
     """On a device it is given arrays of any strides, see ``Buffer.order``."""
 
@@ -53,10 +55,12 @@ class ArrayApiBackend:
                 "pip install 'gradclip-core[array-api]'"
             )
         kinds = {device: device.partition(":")[0] for device in request.devices}
+        if set(kinds.values()) & set(DEVICES):
+            return _reasons_without_memory(request)
         if foreign := sorted(device for device, kind in kinds.items() if kind not in ("cpu", "cuda")):
             reasons.append(
                 f"it computes in IEEE float64, in host memory and on CUDA devices, and these arrays are on "
-                f"{', '.join(foreign)} (mps has no float64, and no other device was tried)"
+                f"{', '.join(foreign)}"
             )
         if len(request.devices) > 1:
             reasons.append(f"a call works on one device, and these arrays are on {', '.join(sorted(request.devices))}")
@@ -151,6 +155,16 @@ def _spread(numbers: FloatArray, parts: Sequence[tuple[Buffer, int, Any]], total
         for field, values in zip(FIELDS, here, strict=True):
             getattr(total, field)[first : first + buffer.rows] = values
         start += buffer.rows
+
+
+def _reasons_without_memory(request: Request) -> list[str]:
+    if len(request.devices) > 1:
+        return [f"a call works on one device, and these arrays are on {', '.join(sorted(request.devices))}"]
+    (device,) = request.devices
+    reasons = [
+        reason for name in sorted(request.frameworks) for reason in OPERATIONS.not_supported_reasons(name, device)
+    ]
+    return list(dict.fromkeys(reasons))
 
 
 def _reasons_on_cuda(frameworks: frozenset[str]) -> list[str]:

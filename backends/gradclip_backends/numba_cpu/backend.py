@@ -118,9 +118,9 @@ class NumbaCpuBackend:
         return reasons
 
     @staticmethod
-    def read_arrays(leaves: Sequence[Any]) -> Manifest | None:
+    def read_arrays(leaves: Sequence[Any], *, only_read: bool = False) -> Manifest | None:
         """See ``gradclip_core.arrays.express``."""
-        return exchange.read_arrays(leaves)
+        return exchange.read_arrays(leaves, only_read=only_read)
 
     def measure(self, buffers: Sequence[Buffer], what: What) -> Measurements:
         """See ``Backend.measure``."""

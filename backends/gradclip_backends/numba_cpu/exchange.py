@@ -1,6 +1,6 @@
 """Where arrays' memory is, read by compiled code: ``Manifest`` from a list of one framework's arrays.
 
-PyTorch's tensors say it through DLPack's C exchange API (``__dlpack_c_exchange_api__``, DLPack 1.3), which
+PyTorch's and Paddle's tensors say it through DLPack's C exchange API (``__dlpack_c_exchange_api__``, DLPack 1.3), which
 fills in a ``DLTensor`` without making a capsule; NumPy's arrays through ``PyArrayObject_fields``, which is
 NumPy's public C ABI. Both are some 0.05 µs an array, where Python attributes are 0.3 to 1 µs.
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numba
@@ -33,7 +33,7 @@ _DL_TYPES = {"float16": (2, 16), "bfloat16": (4, 16), "float32": (2, 32), "float
 # PyObject *base; PyArray_Descr *descr; int flags.
 _HEADER = object.__basicsize__
 _NP_DATA, _NP_NDIM, _NP_SHAPE, _NP_STRIDES, _NP_DESCR, _NP_FLAGS = (_HEADER + at for at in (0, 8, 16, 24, 40, 48))
-_NP_PLAIN = 0x0100 | 0x0400  # NPY_ARRAY_ALIGNED, NPY_ARRAY_WRITEABLE
+_NP_PLAIN, _NP_READABLE = 0x0100 | 0x0400, 0x0100  # NPY_ARRAY_ALIGNED, NPY_ARRAY_WRITEABLE
 _MOST_AXES = 16
 
 
@@ -112,14 +112,16 @@ def _read_tensors(
 
 
 @holding_the_gil
-def _read_ndarrays(arrays: Any, descriptors: Any, itemsizes: Any, pointers: Any, lengths: Any, kinds: Any) -> Any:
-    """The same of NumPy's arrays."""
+def _read_ndarrays(
+    arrays: Any, needed: Any, descriptors: Any, itemsizes: Any, pointers: Any, lengths: Any, kinds: Any
+) -> Any:
+    """The same of NumPy's arrays, whose flags have to have the bits ``needed``."""
     for i in range(arrays.size):
         at = arrays[i]
         ndim = view(at + np.uint64(_NP_NDIM), 1, np.int32(0))[0]
         flags = view(at + np.uint64(_NP_FLAGS), 1, np.int32(0))[0]
         kind = _place(view(at + np.uint64(_NP_DESCR), 1, np.uint64(0))[0], descriptors)
-        if kind < 0 or ndim > _MOST_AXES or flags & _NP_PLAIN != _NP_PLAIN:
+        if kind < 0 or ndim > _MOST_AXES or flags & needed != needed:
             return i
         shape = view(view(at + np.uint64(_NP_SHAPE), 1, np.uint64(0))[0], ndim, np.int64(0))
         strides = view(view(at + np.uint64(_NP_STRIDES), 1, np.uint64(0))[0], ndim, np.int64(0))
@@ -130,34 +132,40 @@ def _read_ndarrays(arrays: Any, descriptors: Any, itemsizes: Any, pointers: Any,
     return arrays.size
 
 
-def read_arrays(leaves: Sequence[Any]) -> Manifest | None:
-    """The memory of arrays that are all of one type; None if one of them is not plain dense host memory."""
+def read_arrays(leaves: Sequence[Any], *, only_read: bool = False) -> Manifest | None:
+    """The memory of arrays that are all of one type; None if one of them is not plain dense host memory.
+
+    ``only_read``: NumPy's arrays that are not writeable will do.
+    """
     if numba.config.DISABLE_JIT or sys.implementation.name != "cpython":  # where id() is an address
         return None
     reader = _reader(type(leaves[0]))
-    return None if reader is None else reader.read(leaves)
+    return None if reader is None else reader.read(leaves, only_read)
 
 
 class _Reader:
     """How one type's arrays are read."""
 
     def __init__(self, names: Sequence[str]) -> None:
+        self._know(names)
+
+    def _know(self, names: Sequence[str]) -> None:
         self._codes = np.array([list(DTYPES).index(name) for name in names], np.int64)
         self._itemsizes = np.array([DTYPES[name].itemsize for name in names], np.int64)
 
-    def read(self, leaves: Sequence[Any]) -> Manifest | None:
+    def read(self, leaves: Sequence[Any], only_read: bool = False) -> Manifest | None:
         """See ``read_arrays``."""
         count = len(leaves)
         arrays = np.fromiter(map(id, leaves), np.uint64, count)
         pointers, lengths, kinds = np.empty(count, np.uint64), np.empty(count, np.int64), np.empty(count, np.int64)
         try:
-            if self.fill(arrays, pointers, lengths, kinds) < count:
+            if self.fill(arrays, pointers, lengths, kinds, only_read) < count:
                 return None
         except SystemError:  # a tensor that is none in memory: the exchange function has raised
             return None
         return Manifest(pointers, lengths, self._codes[kinds], leaves)
 
-    def fill(self, arrays: Any, pointers: Any, lengths: Any, kinds: Any) -> int:
+    def fill(self, arrays: Any, pointers: Any, lengths: Any, kinds: Any, only_read: bool) -> int:
         """Read as many as can be read."""
         raise NotImplementedError
 
@@ -169,21 +177,26 @@ class _Tensors(_Reader):
         self._function = np.uint64(words[5])  # dltensor_from_py_object_no_sync
         self._numbers = np.array([code | bits << 8 | 1 << 16 for code, bits in _DL_TYPES.values()], np.int32)
 
-    def fill(self, arrays: Any, pointers: Any, lengths: Any, kinds: Any) -> int:
+    def fill(self, arrays: Any, pointers: Any, lengths: Any, kinds: Any, only_read: bool) -> int:
         """See ``_Reader``."""
         tensor = np.zeros(_DL_SIZE // 4, np.int32)
         return int(_read_tensors(self._function, arrays, tensor, self._numbers, pointers, lengths, kinds))
 
 
 class _Ndarrays(_Reader):
-    def __init__(self) -> None:
-        names = ("float16", "float32", "float64")
-        super().__init__(names)
-        self._descriptors = np.array([id(np.dtype(name)) for name in names], np.uint64)
+    _own = ("float16", "float32", "float64")
 
-    def fill(self, arrays: Any, pointers: Any, lengths: Any, kinds: Any) -> int:
+    def __init__(self) -> None:
+        super().__init__(self._own)
+        self._descriptors = np.array([id(np.dtype(name)) for name in self._own], np.uint64)
+
+    def fill(self, arrays: Any, pointers: Any, lengths: Any, kinds: Any, only_read: bool) -> int:
         """See ``_Reader``."""
-        return int(_read_ndarrays(arrays, self._descriptors, self._itemsizes, pointers, lengths, kinds))
+        if self._descriptors.size == len(self._own) and (more := sys.modules.get("ml_dtypes")):
+            self._know([*self._own, "bfloat16"])
+            self._descriptors = np.append(self._descriptors, np.uint64(id(np.dtype(more.bfloat16))))
+        needed = _NP_READABLE if only_read else _NP_PLAIN
+        return int(_read_ndarrays(arrays, needed, self._descriptors, self._itemsizes, pointers, lengths, kinds))
 
 
 def _capsule_pointer(capsule: Any, name: bytes) -> int:
@@ -194,6 +207,11 @@ def _capsule_pointer(capsule: Any, name: bytes) -> int:
 
 
 _readers: dict[type, _Reader | None] = {}
+# How tensors are made of NumPy's arrays, whose memory they share.
+_TENSORS: dict[tuple[str, str], Callable[[Any], Any]] = {
+    ("paddle", "Tensor"): lambda array: sys.modules["paddle"].from_dlpack(array),
+    ("torch", "Tensor"): lambda array: sys.modules["torch"].from_numpy(array),
+}
 
 
 def _reader(kind: type) -> _Reader | None:
@@ -209,7 +227,7 @@ def _reader(kind: type) -> _Reader | None:
 def _make_reader(kind: type) -> _Reader | None:
     if kind is np.ndarray:
         return _Ndarrays()
-    if kind.__module__ == "torch" and kind.__name__ == "Tensor":
+    if (kind.__module__, kind.__name__) in _TENSORS:
         capsule = getattr(kind, "__dlpack_c_exchange_api__", None)
         return None if capsule is None else _Tensors(capsule)
     return None
@@ -221,7 +239,7 @@ def _reads_right(reader: _Reader, kind: type) -> bool:
     samples = [np.zeros(shape, np.float32) for shape in shapes]
     arrays: list[Any] = list(samples)
     if kind is not np.ndarray:
-        arrays = [sys.modules["torch"].from_numpy(sample) for sample in samples]
+        arrays = [_TENSORS[kind.__module__, kind.__name__](sample) for sample in samples]
     try:
         found = reader.read(arrays)
     except Exception:  # whatever is wrong with it, the dock is right

@@ -1,0 +1,213 @@
+"""Arrays without memory, measured: a few numbers for each segment, as arrays of their framework.
+
+A norm is kept as ``root · unit``, the unit a power of two, so that no square of a finite element overflows and none
+that counts is lost. docs/numerics.md ("Without memory") derives how far a norm can be from the exact one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradclip_backends.array_api.languages import Language, Pair, add
+from gradclip_core.operations import Axes
+from gradclip_core.protocol import FLOAT16, FLOAT64, DType, IntArray
+
+Kinds = Sequence[tuple[DType, bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """``root · unit`` for each of some scopes."""
+
+    root: Any
+    unit: Any
+
+    def value(self, xp: Any, factor: Any, largest: float) -> Any:
+        """The norms times ``factor``; a finite one that is too large becomes the largest there is."""
+        product = self.root * factor * self.unit
+        return xp.where(xp.isfinite(self.root) & xp.isinf(product), xp.zeros_like(product) + largest, product)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One entry for each segment, but for ``sums``, whose parts are two."""
+
+    language: Language
+    ord: float
+    scales: Any
+    """Powers of two that elements were multiplied by."""
+    sums: Pair
+    largest: Any
+    """The largest finite magnitude, times its scale."""
+    infs: Any
+    nans: Any
+    sanitized: bool
+
+    def norms(self, ids: IntArray, count: int) -> Norms:
+        """The norm of each scope; ``ids[segment]`` is the scope that a segment belongs to."""
+        xp, language = self.language.xp, self.language
+        if count == ids.size and (ids == np.arange(count)).all():
+            return Norms(self._root(self.sums, self.largest, self.infs, self.nans), 1 / self.scales)
+        scopes = [self._scope(np.flatnonzero(ids == scope), language) for scope in range(count)]
+        roots, units = zip(*scopes, strict=True)
+        return Norms(xp.concat(roots), xp.concat(units))
+
+    def _scope(self, members: IntArray, language: Language) -> tuple[Any, Any]:
+        """Root and unit of some segments together, arrays of one element."""
+        xp = language.xp
+        pick = _picker(language, members, self.scales)
+        scales = pick(self.scales)
+        top = xp.min(scales, axis=0, keepdims=True)
+        ratio = top / scales  # what the segments' numbers have to be multiplied by
+        infs, nans = (xp.sum(pick(x), axis=0, keepdims=True) for x in (self.infs, self.nans))
+        if self.ord in (1, 2):
+            power = ratio if self.ord == 1 else ratio * ratio
+            high, low = (pick(part) * power for part in self.sums)
+            # Carries are small: adding them up plainly loses nothing that counts.
+            total = [xp.reshape(part, (1,)) for part in language.summed(high, (0,))]
+            return self._root((total[0], total[1] + xp.sum(low, axis=0, keepdims=True)), None, infs, nans), 1 / top
+        roots = self._root(tuple(map(pick, self.sums)), pick(self.largest), pick(self.infs), pick(self.nans)) * ratio
+        most = xp.max(roots, axis=0, keepdims=True)
+        if self.ord == math.inf:
+            return _with_nonfinite(xp, most, infs, nans, self.sanitized), 1 / top
+        safe = xp.where(most > 0, most, xp.ones_like(most))
+        total = xp.sum((roots / safe) ** self.ord, axis=0, keepdims=True)
+        return _with_nonfinite(xp, most * total ** (1 / self.ord), infs, nans, self.sanitized), 1 / top
+
+    def _root(self, sums: Any, largest: Any, infs: Any, nans: Any) -> Any:
+        xp = self.language.xp
+        if self.ord == math.inf:
+            return _with_nonfinite(xp, largest, infs, nans, self.sanitized)
+        root = total = sums[0] + sums[1]
+        if self.ord != 1:
+            # A root's slope at 0 is infinite: derivatives are taken of one that is elsewhere.
+            away = xp.where(total > 0, total, xp.ones_like(total))
+            root = xp.sqrt(away) if self.ord == 2 else largest * away ** (1 / self.ord)
+            root = xp.where(total > 0, root, total)
+        return _with_nonfinite(xp, root, infs, nans, self.sanitized)
+
+
+def measured(
+    language: Language,
+    arrays: Sequence[Any],
+    kinds: Kinds,
+    axes: Axes,
+    ord: float,
+    mesh_axes: tuple[str, ...],
+    *,
+    sanitize: bool = False,
+) -> Measured:
+    """One read of arrays that have elements."""
+    xp = language.xp
+    every = [tuple(range(x.ndim)) if reduced is None else reduced for x, reduced in zip(arrays, axes, strict=True)]
+    values: list[list[Any]] = []
+    found: list[list[Any]] = []
+    for x, (dtype, is_complex), over in zip(arrays, kinds, every, strict=True):
+        parts = [language.cast(part, language.wide) for part in (language.parts(x) if is_complex else (x,))]
+        looks = [_looked_at(language, part, over, dtype if sanitize else None) for part in parts]
+        values.append([v for v, *_ in looks])
+        largest, infs, nans = looks[0][1:]
+        if is_complex:
+            largest, infs, nans = xp.maximum(largest, looks[1][1]), infs + looks[1][2], nans + looks[1][3]
+        if mesh_axes:
+            largest = language.over_mesh(largest, mesh_axes, x, largest=True)
+            infs, nans = (language.over_mesh(n, mesh_axes, x, largest=False) for n in (infs, nans))
+        found.append([xp.reshape(n, (-1,)) for n in (largest, infs, nans)])
+    largest, infs, nans = (_joined(xp, column) for column in zip(*found, strict=True))
+    scales = xp.ones_like(largest) if _needs_no_scale(language, kinds) else _power_of_two(language, largest)
+    pairs, first = [], 0
+    for x, parts, over, (here, *_) in zip(arrays, values, every, found, strict=True):
+        stop = first + here.shape[0]
+        scale, unit = (along(xp, v[first:stop], x.shape, over) for v in (scales, largest * scales))
+        first = stop
+        sums = [language.summed(_terms(xp, part * scale, ord, unit), over) for part in parts]
+        pair = sums[0] if len(sums) == 1 else add(*sums)
+        if mesh_axes:
+            pair = tuple(language.over_mesh(part, mesh_axes, x, largest=False) for part in pair)
+        pairs.append([xp.reshape(part, (-1,)) for part in pair])
+    high, low = (_joined(xp, column) for column in zip(*pairs, strict=True))
+    return Measured(language, ord, scales, (high, low), largest * scales, infs, nans, sanitize)
+
+
+def along(xp: Any, values: Any, shape: tuple[int, ...], over: tuple[int, ...]) -> Any:
+    """The numbers of an array's segments, in a shape that goes with the array's; ``over``: a segment's axes."""
+    if not shape:
+        return xp.reshape(values, ())
+    return xp.reshape(values, tuple(1 if axis in over else n for axis, n in enumerate(shape)))
+
+
+def _looked_at(language: Language, v: Any, over: tuple[int, ...], dtype: DType | None) -> tuple[Any, Any, Any, Any]:
+    """The values (sanitized, where a dtype says how), their largest finite magnitude, how many are infinite, are NaN."""
+    xp = language.xp
+    infs, nans = xp.isinf(v), xp.isnan(v)
+    if dtype is not None:
+        v = sanitized(language, v, dtype)
+    finite = xp.abs(v if dtype is not None else xp.where(infs | nans, xp.zeros_like(v), v))
+    counts = [language.cast(mask, xp.int32) for mask in (infs, nans)]
+    if over:
+        finite, counts = xp.max(finite, axis=over), [xp.sum(count, axis=over) for count in counts]
+    return v, language.still(finite), counts[0], counts[1]
+
+
+def sanitized(language: Language, v: Any, dtype: DType) -> Any:
+    """NaN becomes 0, ±inf becomes ± the largest finite value of the storage type."""
+    xp = language.xp
+    top = language.number(dtype.largest, v)
+    v = xp.where(xp.isnan(v), xp.zeros_like(v), v)
+    return xp.where(v > top, top, xp.where(v < -top, -top, v))
+
+
+def _terms(xp: Any, v: Any, ord: float, unit: Any) -> Any:
+    if ord == 2 or ord == math.inf:
+        return v * v
+    if ord == 1:
+        return xp.abs(v)
+    return (xp.abs(v) / xp.where(unit > 0, unit, xp.ones_like(unit))) ** ord
+
+
+def _joined(xp: Any, parts: Sequence[Any]) -> Any:
+    return parts[0] if len(parts) == 1 else xp.concat(list(parts))
+
+
+def _picker(language: Language, members: IntArray, like: Any) -> Callable[[Any], Any]:
+    if members.size == like.shape[0]:
+        return lambda x: x
+    index = language.index(members, like)
+    return lambda x: language.xp.take(x, index, axis=0)
+
+
+def _with_nonfinite(xp: Any, norms: Any, infs: Any, nans: Any, sanitized: bool) -> Any:
+    """``norms`` of the finite elements, with what the others make of them."""
+    if sanitized:
+        return norms
+    norms = xp.where(infs > 0, xp.zeros_like(norms) + math.inf, norms)
+    return xp.where(nans > 0, xp.zeros_like(norms) + math.nan, norms)
+
+
+def _needs_no_scale(language: Language, kinds: Kinds) -> bool:
+    """Whether the wide type holds the squares of all that the storage types hold."""
+    return all(dtype is FLOAT16 or (language.exact and dtype is not FLOAT64) for dtype, _ in kinds)
+
+
+def _power_of_two(language: Language, largest: Any) -> Any:
+    """A power of two that brings each number to [1, 2), or as near to that as a normal one with a normal inverse can.
+
+    By comparisons: no framework's ``log2`` or ``exp2`` is promised to be exact.
+    """
+    xp = language.xp
+    steps = [2**k for k in range(9 if language.exact else 6, -1, -1)]
+    y, scale = largest, xp.ones_like(largest)
+    for k in steps:
+        big = y >= 2.0**k
+        y, scale = xp.where(big, y * 2.0**-k, y), xp.where(big, scale * 2.0**-k, scale)
+    for k in steps:
+        small = y < 2.0 ** (1 - k)
+        y, scale = xp.where(small, y * 2.0**k, y), xp.where(small, scale * 2.0**k, scale)
+    end = 2.0 ** (2 * steps[0] - 2)  # ±1 beyond is where a number or its inverse is no normal one
+    scale = xp.where(scale > end, xp.zeros_like(scale) + end, scale)
+    return language.still(xp.where(scale < 1 / end, xp.zeros_like(scale) + 1 / end, scale))

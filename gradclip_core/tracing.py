@@ -1,0 +1,35 @@
+"""Whether a compiler reads this code and nobody runs it.
+
+``torch.compile`` follows Python with symbols in place of tensors and numbers. Whatever would look at a value asks here
+first, and leaves it to the operator that stands for the call in the compiler's graph (``arrays/torch_compile.py``).
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterable
+
+
+def in_graph() -> bool:
+    """Whether ``torch.compile`` is tracing. It answers for itself: to it, this is a constant."""
+    if "torch._dynamo" not in sys.modules or sys.modules["torch"] is None:  # None: whoever forbids its import
+        return False
+    return sys.modules["torch"].compiler.is_dynamo_compiling() is True
+
+
+def leave_graph(why: str) -> None:
+    """End the graph here: what follows runs eagerly. With ``fullgraph=True`` an error that says why."""
+    sys.modules["torch._dynamo"].graph_break(msg=why)
+
+
+def kept_whole(things: Iterable[object]) -> None:
+    """Tell TensorFlow's AutoGraph to call these functions and classes as they are.
+
+    It would rewrite them, and all that they call, statement by statement: twenty seconds, and warnings of what it
+    cannot rewrite. TensorFlow's operations need none of it, and the attribute is what marks its own rewritten code.
+    """
+    for thing in things:
+        for part in (thing, *vars(thing).values()) if isinstance(thing, type) else (thing,):
+            if inspect.isfunction(part) or part is thing:
+                part.autograph_info__ = None  # type: ignore[attr-defined]
