@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench_memory, bench_sizes, figures, goals, growth, harness, readme, shapes
+from benchmarks import bench_memory, bench_sizes, docked, figures, goals, growth, harness, readme, shapes
 from benchmarks.__main__ import ON_THE_CPU, main, run
 from benchmarks.harness import RESULTS, ROOT, Settings, append, latest
 from gradclip_core.cli.bench_csv import FIELDS, Context
@@ -51,6 +51,12 @@ def test_pages_have_the_tables_that_the_files_give(page: Path) -> None:
 def test_the_page_of_goals_has_the_table_that_the_files_give() -> None:
     text = goals.PAGE.read_text(encoding="utf-8")
     assert goals.filled(text) == text, "run: python -m benchmarks readme"
+
+
+def test_the_page_of_frameworks_has_the_table_that_the_files_give() -> None:
+    text = docked.PAGE.read_text(encoding="utf-8")
+    assert docked.filled(text) == text, "run: python -m benchmarks readme"
+    assert "| PyTorch | " in text
 
 
 def test_a_line_through_points_of_one() -> None:

@@ -12,9 +12,9 @@ import gradclip_core
 
 CORE = Path(gradclip_core.__file__).parent
 # A door is imported when its framework is; a command line needs its extra.
+FRAMEWORKS = ("cupy", "jax", "mlx", "paddle", "tensorflow", "torch")
 APART = {
-    "arrays/cupy_door.py",
-    "arrays/torch_door.py",
+    *(str(path.relative_to(CORE)) for name in FRAMEWORKS for path in (CORE / "arrays").glob(f"{name}_*.py")),
     *(str(path.relative_to(CORE)) for path in (CORE / "cli").glob("*.py")),
 }
 FILES = sorted(str(path.relative_to(CORE)) for path in CORE.rglob("*.py"))

@@ -228,6 +228,7 @@ def test_round_down_float32(factor: float) -> None:
 # ---- 16 bits --------------------------------------------------------------------------------------
 
 
+@pytest.mark.shows("numpy", "16-bit", "exact")
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
 @pytest.mark.parametrize("ord", ORDERS)
 def test_16_bits_keep_the_promise_up_to_a_roundoff(name: str, ord: float, backend: str) -> None:

@@ -303,7 +303,7 @@ def test_leaves_that_are_no_arrays(leaf: Any, kind: str) -> None:
     """Named by their path; a string is not a sequence of strings."""
     first = a(30.0, 40.0)
     seen = f"a {kind} is no array"
-    cure = "{name: p.grad for name, p in" if isinstance(leaf, str) else "Pass NumPy arrays"
+    cure = "{name: p.grad for name, p in" if isinstance(leaf, str) else "Pass arrays of NumPy"
     refused(leaf, "leaf '0'", seen, cure, error=gc.UnsupportedArrayError)
     refused({"w": first, "x": [leaf]}, "leaf 'x.0'", seen, "arrays", error=gc.UnsupportedArrayError)
     refused(Layer(first, leaf), "leaf 'bias'", seen, "arrays", error=gc.UnsupportedArrayError)

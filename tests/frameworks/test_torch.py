@@ -37,6 +37,9 @@ def numbered(shape: tuple[int, ...], dtype: str) -> Any:
     return (values * (1 + 2j) if dtype.startswith("complex") else values).to(getattr(torch, dtype))
 
 
+@pytest.mark.shows("torch", "new arrays", "exact")
+@pytest.mark.shows("torch", "in place", "exact")
+@pytest.mark.shows("torch", "16-bit", "exact")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "rule", [gc.GlobalNorm(1.0), gc.ArrayNorm(0.5), gc.GlobalNorm(0.0), gc.GlobalNorm(1e9)], ids=repr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -76,7 +75,6 @@ CASES: dict[str, Case] = {
     "zerotensor": (lambda: torch._efficientzerotensor((2,)), gc.UnsafeMemoryError, "NULL", "materialise"),
     "fake": (fake, gc.UnsupportedArrayError, "it is a FakeTensor", "torch.compiler.disable"),
     "functional": (lambda: torch._to_functional_tensor(good()), gc.UnsafeMemoryError, "NULL", "materialise"),
-    "coo": (lambda: good().to_sparse(), gc.UnsupportedArrayError, "layout is sparse_coo", "p.grad = p.grad.coalesce()"),
     "csr": (lambda: torch.eye(2).to_sparse_csr(), gc.UnsupportedArrayError, "layout is sparse_csr", "x.values()"),
     "csc": (lambda: torch.eye(2).to_sparse_csc(), gc.UnsupportedArrayError, "layout is sparse_csc", "x.values()"),
     "bsr": (lambda: torch.eye(4).to_sparse_bsr((2, 2)), gc.UnsupportedArrayError, "sparse_bsr", "x.values()"),
@@ -124,34 +122,13 @@ def test_meta_tensors_have_a_device_that_nobody_serves() -> None:
         gc.clip_by_norm_([first, torch.ones(2, device="meta")], 1.0, backend="numpy")
 
 
-def test_dtensor() -> None:
-    """A shard's norm is not the gradient's, and DLPack exports NULL for the whole (a known torch defect)."""
-    dist = pytest.importorskip("torch.distributed")
-    if not (dist.is_available() and dist.is_gloo_available()) or dist.is_initialized():
-        pytest.skip("no gloo, or a process group is up already")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from torch.distributed.tensor import Shard, distribute_tensor
-
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        try:
-            mesh = dist.init_device_mesh("cpu", (1,))
-            first, bad = good(), distribute_tensor(good(), mesh, [Shard(0)])
-            with refuses(gc.UnsupportedArrayError, "it is a DTensor", "clip_grad_norm_", first):
-                gc.clip_by_norm_([first, bad], 1.0)
-            assert gc.clip_by_norm_([first, bad.to_local()], 1.0).norms["1"] == 50.0
-        finally:
-            dist.destroy_process_group()
-
-
 # --------------------------------------------------------------------------- transforms of torch.func
 
 
-@pytest.mark.parametrize("name", ["clip_by_norm", "clip_by_norm_"])
 @pytest.mark.parametrize("transform", ["vmap", "grad", "jvp"])
-def test_inside_a_functorch_transform(transform: str, name: str) -> None:
+def test_in_place_inside_a_functorch_transform(transform: str) -> None:
     def clip(x: Any) -> Any:
-        getattr(gc, name)([x], 1.0)
+        gc.clip_by_norm_([x], 1.0, nonfinite="skip")
         return x.sum()
 
     x = torch.full((2, 3), 4.0)
@@ -160,10 +137,8 @@ def test_inside_a_functorch_transform(transform: str, name: str) -> None:
         "grad": lambda: torch.func.grad(clip)(x),
         "jvp": lambda: torch.func.jvp(clip, (x,), (x.clone(),)),
     }
-    with pytest.raises(gc.GradClipError) as caught:
+    with pytest.raises(gc.ReadOnlyError, match=r"inside a torch.func transform.*Use clip_by_norm, which returns new"):
         calls[transform]()
-    assert isinstance(caught.value, (gc.UnsafeMemoryError, gc.UnsupportedArrayError))
-    assert "Clip outside" in caught.value.cure
     assert torch.equal(x, torch.full((2, 3), 4.0))
 
 
@@ -273,7 +248,7 @@ def test_a_generator_over_parameters_that_were_read_before() -> None:
 
 
 def test_a_compiled_caller_gets_what_an_eager_one_gets() -> None:
-    """Dynamo rewrites NumPy calls and traces into kernels; it has to stay outside, or be refused."""
+    """Dynamo rewrites NumPy calls and would trace into kernels; it sees an operator (test_torch_compile.py)."""
 
     def step(x: Any) -> Any:
         y = x * 2
@@ -281,9 +256,7 @@ def test_a_compiled_caller_gets_what_an_eager_one_gets() -> None:
         return y
 
     try:
-        got = torch.compile(step, backend="eager")(good())
-    except gc.GradClipError:
-        return
+        got = torch.compile(step, backend="eager", fullgraph=True)(good())
     finally:
         torch._dynamo.reset()
     assert torch.equal(got, step(good()))

@@ -41,6 +41,8 @@ from tests.property.strategies import (
 # ---- every rule -----------------------------------------------------------------------------------
 
 
+@pytest.mark.shows("numpy", "new arrays", "exact")
+@pytest.mark.shows("numpy", "in place", "exact")
 @rules
 @FEW
 @given(grads=any_grads, scale=st.sampled_from([1.0, 4.0, 3.0]))

@@ -44,6 +44,7 @@ def strided() -> dict[str, Any]:
     }
 
 
+@pytest.mark.shows("cupy", "16-bit", "emulated")
 @pytest.mark.parametrize("name", [*strided(), "all"])
 def test_strides(standin: Machine, name: str) -> None:
     host = strided() if name == "all" else {name: strided()[name]}
@@ -81,6 +82,8 @@ MANY: dict[str, Rule] = {
 }
 
 
+@pytest.mark.shows("cupy", "new arrays", "emulated")
+@pytest.mark.shows("cupy", "in place", "emulated")
 @pytest.mark.parametrize(("count", "rule"), [(n, r) for n in (1, 79, 80, 81, 200) for r in MANY] + [(760, "global")])
 def test_many_arrays(standin: Machine, count: int, rule: str) -> None:
     """Around the number of rows that go with a launch, and the number of words that a small upload takes."""
