@@ -5,7 +5,7 @@ left out, and named. ``--quick`` takes small sizes and few rounds, and appends n
 ``GRADCLIP_BENCH_LARGE=1`` adds the very large. Then:
 
     figures   draws figures/*.png from the CSV files
-    readme    writes the tables of the README, docs/speed.md and docs/optimizers.md from them
+    readme    writes the tables of the README, docs/speed.md, docs/optimizers.md and docs/frameworks.md from them
 
 By name alone: ``projection-search`` times the ways to an L1 ball's threshold, ``gpu`` needs a CUDA
 device, PyTorch for CUDA and CuPy, ``gpu-host`` needs CuPy and no device, and appends with ``--save``.
@@ -21,6 +21,7 @@ from typing import Protocol
 from benchmarks import (
     bench_agc,
     bench_amp,
+    bench_dock,
     bench_global_norm,
     bench_memory,
     bench_norm,
@@ -67,7 +68,10 @@ ON_THE_CPU: dict[str, Callable[[Settings], Sequence[Timed]]] = {
     "sizes": bench_sizes.cases,
     "memory": bench_memory.cases,
     "projection": bench_projection.cases,
+    "dock": bench_dock.cases,
 }
+PACKAGES = {"dock": bench_dock.packages}
+"""Whose versions are noted, where those are not the usual ones."""
 MISSING = {"agc": bench_agc.missing, "projection": bench_projection.missing}
 ALONE = ("figures", "readme", "projection-search", "gpu", "gpu-host")
 
@@ -117,7 +121,8 @@ def run(name: str, names: Sequence[str], settings: Settings) -> None:
     if settings.quick:
         say("not appended: the sizes are a hundredth of what their names say, to see that it runs")
     else:
-        say(f"appended to {append(name.replace('-', '_'), rows)}")
+        packages = PACKAGES[name]() if name in PACKAGES else ()
+        say(f"appended to {append(name.replace('-', '_'), rows, packages=packages)}")
     say()
 
 
@@ -129,9 +134,9 @@ def alone(name: str) -> None:
         for path in figures.draw():
             say(f"wrote {path}")
     elif name == "readme":
-        from benchmarks import goals, readme
+        from benchmarks import docked, goals, readme
 
-        say(f"wrote {', '.join(map(str, [*readme.write(), goals.write()]))}")
+        say(f"wrote {', '.join(map(str, [*readme.write(), goals.write(), docked.write()]))}")
     elif name == "projection-search":
         bench_projection.search()
     elif name == "gpu":
