@@ -72,8 +72,8 @@ def main(arguments: list[str]) -> int:
             sys.stderr.write(f"{'is new' if row in shown else 'was not shown'}: {', '.join(row)}\n")
         return int(shown != known)
     SHOWN.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(page.replace(on_page(), drawn(rows)), encoding="utf-8")
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN + "\n")
+    PAGE.write_text(f"{before}{BEGIN}\n{drawn(rows)}{END}{rest.partition(END)[2]}", encoding="utf-8")
     return 0
 
 
