@@ -88,10 +88,11 @@ def fleet_of(leaves: Sequence[Any], door: Door | None) -> Fleet | None:
         views = None if look is None else look(leaves)
         if views is None:
             return None
-    elif not plain(leaves):  # before they are read: of what is not plain, a framework's own reader may die
+    elif getattr(door, "plain_first", False) and not plain(leaves):
         return None
     manifest: Manifest | None = read(leaves) if views is None else read(views, only_read=True)
-    if manifest is None or _share_memory(manifest):
+    # Reading asks for the objects' memory ahead, so that whoever looks at them next finds it.
+    if manifest is None or (plain is not None and not plain(leaves)) or _share_memory(manifest):
         return None
     return Fleet(leaves, door, manifest, views)
 

@@ -77,10 +77,12 @@ class JaxDoor(ImmutableDoor):
     def make(self, values: Sequence[npt.NDArray[Any]], likes: Sequence[Any]) -> list[Any]:
         """Arrays with the sharding of their likes. Memory that is aligned JAX takes over as it is."""
         default = jax.devices()[0]
+        shardings = [like.sharding for like in likes]
+        usual = {sharding for sharding in set(shardings) if sharding.device_set == {default}}
         made: list[Any] = [None] * len(values)
         together = []
         for i, (value, like) in enumerate(zip(values, likes, strict=True)):
-            if value.nbytes <= _SMALL and like.devices() == {default} and not like.committed:
+            if value.nbytes <= _SMALL and not like.committed and shardings[i] in usual:
                 together.append(i)
             else:
                 made[i] = jax.device_put(value, like.sharding if like.committed else None)

@@ -27,6 +27,9 @@ _DTYPES: dict[Any, tuple[DType, bool]] = {
 class PaddleDoor:
     """See ``Door``."""
 
+    plain_first = True
+    """Of arrays that are not plain, Paddle's own reader may die: of SelectedRows it does."""
+
     def dock(self, x: Any) -> Docked:
         """A dense tensor in host memory, or the rows that a sparse gradient stores."""
         if not isinstance(x, paddle.Tensor):

@@ -142,7 +142,7 @@ def along(xp: Any, values: Any, shape: tuple[int, ...], over: tuple[int, ...]) -
 
 
 def _looked_at(language: Language, v: Any, over: tuple[int, ...], dtype: DType | None) -> tuple[Any, Any, Any, Any]:
-    """The values (sanitized, where a dtype says how), their largest finite magnitude, how many are infinite, are NaN."""
+    """The values, sanitized where a dtype says how; their largest finite magnitude; how many are infinite, and NaN."""
     xp = language.xp
     infs, nans = xp.isinf(v), xp.isnan(v)
     if dtype is not None:
