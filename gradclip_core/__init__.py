@@ -44,6 +44,7 @@ from gradclip_core.planned import Plan
 from gradclip_core.project import Project
 from gradclip_core.projections import clip_by_projection, clip_by_projection_
 from gradclip_core.rules import ArrayNorm, Chain, GlobalNorm, GroupNorm, Value
+from gradclip_core.traced_info import TracedInfo
 from gradclip_core.tracing import kept_whole
 from gradclip_core.unitwise import UnitNorm
 
@@ -78,6 +79,7 @@ __all__ = [
     "Plan",
     "Project",
     "ReadOnlyError",
+    "TracedInfo",
     "UnitNorm",
     "UnsafeMemoryError",
     "UnsupportedArrayError",

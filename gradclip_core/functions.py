@@ -106,13 +106,18 @@ def clip(grads: Any, rule: Rule, *, out: Any = None, **how: Unpack[Common]) -> t
     array_scales : ``{path: s}``, s a power of two: that array holds ``s · loss_scale · g``, as float8 gradients
         with a scale of their own do, and is left holding ``s`` times its result; ``out`` gets the result itself.
         For norm rules, in host memory.
+    mesh_axes : inside ``jax.shard_map`` the names of the mesh axes over which the gradients are sharded: norms are
+        those of all shards. Without them a shard is clipped by its own norm.
 
     Returns
     -------
     (clipped, info)
-        ``clipped`` shares no memory with ``grads``; an array that occurs twice there is one
-        array here too. With ``out`` it is that. On a device the work is queued on the producer's
-        current stream, and the host waits only under ``nonfinite="raise"``, and when ``info`` is read.
+        ``clipped`` shares no memory with ``grads``, but for immutable arrays that are left as they are: those come
+        back themselves. An array that occurs twice there is one array here too, and counts once; of immutable ones
+        each counts, since equal gradients are one object there. With ``out`` it is that. On a device the work is
+        queued on the producer's current stream, and the host waits only under ``nonfinite="raise"``, and when ``info``
+        is read.
+        Inside ``jax.jit``, ``tf.function``, ``torch.compile`` and the like ``info`` is a ``TracedInfo``.
 
     Raises
     ------

@@ -41,9 +41,13 @@ class ImmutableDoor:
     def dock(self, x: Any) -> Docked:
         """See ``Door.dock``."""
         view = self.view(x)
-        entry = SUPPORTED.get(view.dtype.name)
+        return self.seen(x, view, view.dtype.name)
+
+    def seen(self, x: Any, view: npt.NDArray[Any], dtype: str) -> Docked:
+        """An array through a view of its memory; ``dtype``: the name of what it holds."""
+        entry = SUPPORTED.get(dtype)
         if entry is None:
-            raise refuse_dtype(view.dtype.name)
+            raise refuse_dtype(dtype)
         storage, is_complex = entry
         return Docked(
             x,

@@ -36,20 +36,7 @@ class MlxDoor(ImmutableDoor):
             return self.symbol(x, x.shape, dtype)
         if dtype not in SUPPORTED:
             raise refuse_dtype(dtype)
-        view = self.view(x)
-        storage, is_complex = SUPPORTED[dtype]
-        return Docked(
-            x,
-            self,
-            view.__array_interface__["data"][0] if view.size else 0,
-            view.shape,
-            view.strides,
-            storage,
-            is_complex,
-            read_only=self.refusal(x),
-            owner=view,
-            contiguous=bool(view.flags.c_contiguous),
-        )
+        return self.seen(x, self.view(x), dtype)
 
     def constant(self, x: Any) -> Docked:
         """A concrete array beside traced ones: a constant of their program."""
