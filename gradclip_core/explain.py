@@ -6,12 +6,13 @@ import math
 
 from gradclip_core.errors import InvalidArgumentError, show
 from gradclip_core.info import ClipInfo
+from gradclip_core.traced_info import TracedInfo
 
 _TELLING = 0.5
 """An array is named where it holds more than this share of the norm."""
 
 
-def explain(info: ClipInfo) -> str:
+def explain(info: ClipInfo | TracedInfo) -> str:
     """What was measured and done, in one sentence for a log or a person.
 
     Parameters
@@ -33,6 +34,8 @@ def explain(info: ClipInfo) -> str:
     >>> gc.explain(info)
     "norm 5.02 over 2 arrays, of which 'body' 100%; clipped to 1"
     """
+    if isinstance(info, TracedInfo):
+        info = info.to_host()
     if not isinstance(info, ClipInfo):
         raise InvalidArgumentError(
             f"explain({show(info)})",

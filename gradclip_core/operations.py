@@ -46,6 +46,8 @@ class Task:
     loss_scale: Any = None
     """The loss scale as a 0-d array of the framework, where only that knows it."""
     scopes: Scopes | None = None
+    bound: Any = None
+    """With ``scopes``, the limit of them all as a 0-d array of the framework, where nobody knows it yet."""
     units: UnitLimits | None = None
     bounds: Mapping[str, tuple[float, float]] | None = None
     """By value: low and high as each storage type holds them, by its name."""

@@ -128,7 +128,13 @@ def task_of(cargo: Cargo, stage: Stage, how: How, after: Any) -> Task:
         return replace(task, bounds={name: (low, high) for name, (low, high) in bounds.items()})
     weights = stage.weights
     if weights is None:
-        return replace(task, scopes=stage.scopes)
+        return replace(task, scopes=stage.scopes, bound=getattr(stage.rule, "traced_bound", None))
+    if how.mesh_axes:
+        raise InvalidArgumentError(
+            f"adaptive_clip, mesh_axes={how.mesh_axes!r}",
+            "a unit may be whole on one shard, or cut, and only its own shards are to be added up",
+            "Leave mesh_axes out where units are whole; or clip outside shard_map, under jit",
+        )
     kinds_of_weights = [(w.dtype, w.is_complex) for w in weights.arrays]
     arrays = [w.array for w in weights.arrays]
     return replace(task, units=UnitLimits(arrays, kinds_of_weights, weights.clipping, weights.eps))

@@ -16,6 +16,7 @@ from gradclip_core.arrays.dock import Cargo, unload
 from gradclip_core.arrays.docked import Docked
 from gradclip_core.arrays.express import Fleet, new_alike
 from gradclip_core.arrays.immutable_door import ImmutableDoor
+from gradclip_core.arrays.symbols import of_one_program
 from gradclip_core.casting import Cast, cast_to, write_cast
 from gradclip_core.device import Answer, DeviceBackend
 from gradclip_core.errors import GradClipError, InvalidArgumentError
@@ -31,7 +32,8 @@ from gradclip_core.project import Move, Project
 from gradclip_core.protocol import LEAVE, Actions, Backend, DType, FloatArray, Scopes
 from gradclip_core.report import Decided, Story, array_ids, conclude, report
 from gradclip_core.rules import Rule, Value
-from gradclip_core.stages import Stage, prepare, refuse_complex
+from gradclip_core.stages import Stage, prepare, refuse_complex, traced_number
+from gradclip_core.traced_info import tell_frameworks
 from gradclip_core.tracing import in_graph
 from gradclip_core.unitwise import measured_limits
 from gradclip_core.validate import Common, How
@@ -69,6 +71,11 @@ def run(
     New arrays may be the caller's ``out``, or of another ``dtype``.
     """
     cargo = unload(grads, asked, in_place=target == "memory", parts=True)
+    if cargo.in_memory and (symbol := traced_number(rule, how)) is not None:
+        if target == "memory":
+            seen, cure = "its max_norm or loss_scale is traced, and the gradients are not", "Use the function without _"
+            raise InvalidArgumentError(asked, seen, cure)
+        cargo = of_one_program(cargo, asked, symbol)
     refuse_complex(cargo, asked, rule)
     backend, passed = choose(how.backend, cargo.arrays)
     if cargo.holds:
@@ -83,6 +90,8 @@ def run(
         from gradclip_core.operations_run import run_by_operations
 
         return run_by_operations(cargo, prepare(cargo, rule, how), how, backend, passed, asked, target)
+    if not cargo.arrays:
+        tell_frameworks()  # a function that is traced may return what is said of nothing
     how.refuse_mesh_axes(asked)
     if cargo.device != "cpu" and isinstance(backend, DeviceBackend):
         if how.underflow != "ignore":

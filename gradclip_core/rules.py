@@ -17,7 +17,7 @@ from gradclip_core.arrays.dock import Cargo
 from gradclip_core.arrays.docked import Docked
 from gradclip_core.axes import Axis, axes_of_units
 from gradclip_core.errors import InvalidArgumentError, show
-from gradclip_core.protocol import IntArray, Scopes
+from gradclip_core.protocol import FloatArray, IntArray, Scopes
 from gradclip_core.tracing import in_graph, leave_graph
 
 
@@ -118,13 +118,22 @@ class _OneLimit(NormRule):
     ord: float = 2
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "max_norm", validate.threshold("max_norm", self.max_norm))
+        object.__setattr__(self, "max_norm", validate.threshold("max_norm", self.max_norm, traced=True))
         object.__setattr__(self, "ord", validate.order(self.ord))
 
     @property
     def order(self) -> float:
         """See ``Rule.order``."""
         return self.ord
+
+    @property
+    def traced_bound(self) -> Any:
+        """``max_norm``, where that is an array without a value."""
+        return None if isinstance(self.max_norm, float) else self.max_norm
+
+    def limits(self, count: int) -> FloatArray:
+        """``max_norm`` for each of some scopes; NaN where nobody knows it yet."""
+        return np.full(count, self.max_norm if self.traced_bound is None else np.nan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +142,7 @@ class GlobalNorm(_OneLimit):
 
     def scopes(self, site: Site, rows: IntArray) -> Scopes:
         """One scope."""
-        return Scopes(np.zeros(rows.sum(), np.int64), np.array([self.max_norm]))
+        return Scopes(np.zeros(rows.sum(), np.int64), self.limits(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +151,7 @@ class ArrayNorm(_OneLimit):
 
     def scopes(self, site: Site, rows: IntArray) -> Scopes:
         """A scope for each array."""
-        return Scopes(np.repeat(np.arange(rows.size), rows), np.full(rows.size, self.max_norm))
+        return Scopes(np.repeat(np.arange(rows.size), rows), self.limits(rows.size))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from gradclip_core.arrays.dock import Cargo
+from gradclip_core.arrays.docked import Docked
+from gradclip_core.arrays.frameworks import door_of
 from gradclip_core.errors import InvalidArgumentError, UnsupportedArrayError, show
 from gradclip_core.plan import Segments, stored_limits
 from gradclip_core.project import Project
 from gradclip_core.protocol import FLOAT64, FloatArray, IntArray, Scopes
 from gradclip_core.rules import NormRule, Rule, Site, Value, WeightArrays
-from gradclip_core.validate import How
+from gradclip_core.validate import How, is_symbol
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,16 @@ def prepare(cargo: Cargo, rule: Rule, how: How) -> list[Stage]:
             Stage(part, axes, rows, scopes, weights, inverse, device_scale, nonfinite, np.repeat(exponents, rows))
         )
     return stages
+
+
+def traced_number(rule: Rule, how: How) -> Docked | None:
+    """A bound or a loss scale that has no value yet, inside a framework's compiler."""
+    bounds = [getattr(part, "traced_bound", None) for part in rule.stages]
+    for value in (*bounds, how.device_scale):
+        if value is not None and is_symbol(value):
+            door: Any = door_of(value)
+            return Docked(value, door, 0, (), (), FLOAT64, device=f"symbolic:{door.name}", memory=False)
+    return None
 
 
 def _exponents(cargo: Cargo, site: Site, rule: Rule, how: How) -> IntArray:

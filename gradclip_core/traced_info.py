@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from gradclip_core.info import ClipInfo, Facts
+
 
 @dataclass(frozen=True, eq=False)
 class TracedInfo:
@@ -53,6 +55,28 @@ class TracedInfo:
         return self.infs + self.nans
 
     @property
+    def culprits(self) -> list[str]:
+        """Paths of the arrays with non-finite elements. Only where the values are there."""
+        return [path for path, (infs, nans) in self.counts.items() if bool(infs + nans > 0)]
+
+    def to_host(self) -> ClipInfo:
+        """The same numbers as a ``ClipInfo``, for a log. Only where the values are there."""
+        facts = Facts(
+            float(self.norm),
+            float(self.clipped_norm),
+            float(self.scale),
+            bool(self.clipped),
+            bool(self.skipped),
+            int(self.infs),
+            int(self.nans),
+            overflow=int(self.overflow),
+        )
+        counts = {path: (int(infs), int(nans)) for path, (infs, nans) in self.counts.items()}
+        norms, scales = ({k: float(v) for k, v in values.items()} for values in (self.norms, self.scales))
+        details = norms, scales, {path: found for path, found in counts.items() if any(found)}
+        return ClipInfo(lambda: facts, lambda: details, self.backend, {}, known=True)
+
+    @property
     def norms(self) -> Mapping[str, Any]:
         """Path of each array -> its norm before."""
         return self._by_path(self.array_norms)
@@ -95,3 +119,5 @@ def tell_frameworks() -> None:
     if jax is not None and not _known_to_jax:
         _known_to_jax.append(True)
         jax.tree_util.register_dataclass(TracedInfo, data_fields=list(_ARRAYS), meta_fields=list(_STATIC))
+        # Of arrays that are there, inside a function that is traced, the report is known: it has no leaves.
+        jax.tree_util.register_pytree_node(ClipInfo, lambda info: ((), info), lambda info, _: info)

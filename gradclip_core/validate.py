@@ -25,6 +25,10 @@ def number(name: str, value: Any, cure: str) -> float:
         leave_graph(f"{name} is a {type(value).__name__}, whose value is not known in a graph: pass a number.")
     if not isinstance(value, (float, int)) and getattr(value, "ndim", None):
         raise InvalidArgumentError(f"{name}={show(value)}", f"it is an array of shape {tuple(value.shape)}", cure)
+    if is_symbol(value):
+        # Some of them can be read as numbers, and a derivative by them, or another value later, would be lost.
+        seen = "it is traced: what stands in its place is known when the function runs"
+        raise InvalidArgumentError(f"{name}, a {type(value).__name__}", seen, f"{cure}, known while it is traced")
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -32,8 +36,10 @@ def number(name: str, value: Any, cure: str) -> float:
         raise InvalidArgumentError(f"{name}={show(value)}", seen, cure) from error
 
 
-def threshold(name: str, value: Any) -> float:
-    """A norm's bound: finite and not negative. 0 is allowed, and gives zeros."""
+def threshold(name: str, value: Any, *, traced: bool = False) -> float:
+    """A norm's bound: finite and not negative. 0 is allowed, and gives zeros. ``traced``: or nobody knows it yet."""
+    if traced and is_symbol(value):
+        return one_symbol(name, value)  # type: ignore[no-any-return]  # who measures by it asks what it is
     cure = "Pass a finite number > 0 (0 sets every gradient to zero)"
     bound = number(name, value, cure)
     if bound != bound:
@@ -120,16 +126,20 @@ def on_device(value: Any) -> bool:
 
 def is_symbol(value: Any) -> bool:
     """Whether a value is an array that has no values yet, inside a framework's compiler."""
-    if isinstance(value, (float, int, np.ndarray, np.generic)):
+    if isinstance(value, (float, int, np.ndarray, np.generic)) or in_graph():
         return False
-    from gradclip_core.arrays.docked import Refused
     from gradclip_core.arrays.frameworks import door_of
 
-    try:
-        door = door_of(value)
-        return door is not None and not door.dock(value).memory
-    except Refused:  # whoever reads the value says what is wrong with it
-        return False
+    traced = getattr(door_of(value), "traced", None)
+    return traced is not None and bool(traced(value))
+
+
+def one_symbol(name: str, value: Any) -> Any:
+    """Such an array, if it will be one number."""
+    if len(value.shape):
+        seen = f"it is an array of shape {tuple(value.shape)}"
+        raise InvalidArgumentError(f"{name}, a {type(value).__name__}", seen, "Pass one number, as a 0-d array")
+    return value
 
 
 # What other libraries call it.
@@ -176,9 +186,11 @@ class How:
         return cls(**keywords)
 
     def __post_init__(self) -> None:
-        if on_device(self.loss_scale) or is_symbol(self.loss_scale):
+        symbol = is_symbol(self.loss_scale)
+        if symbol or on_device(self.loss_scale):
             # Only the device knows it, or nobody yet, and is asked there: reading it here would wait for it.
-            object.__setattr__(self, "device_scale", self.loss_scale)
+            scale = one_symbol("loss_scale", self.loss_scale) if symbol else self.loss_scale
+            object.__setattr__(self, "device_scale", scale)
             object.__setattr__(self, "loss_scale", 1.0)
         if callable(getattr(self.loss_scale, "get_scale", None)):
             raise InvalidArgumentError(
@@ -216,7 +228,7 @@ class How:
             raise InvalidArgumentError(
                 f"mesh_axes={show(self.mesh_axes)}", "it names no axes of a mesh", "Pass a name, or a tuple of names"
             )
-        object.__setattr__(self, "mesh_axes", tuple(axes))
+        object.__setattr__(self, "mesh_axes", tuple(dict.fromkeys(axes)))
         if self.backend is not None and not isinstance(self.backend, str):
             raise InvalidArgumentError(
                 f"backend={show(self.backend)}", "it is no name", "Pass a name from the registry, or None"
@@ -235,12 +247,6 @@ class How:
         """The same, with a loss scale that is on a device read from there."""
         if self.device_scale is None:
             return self
-        if is_symbol(self.device_scale):
-            raise InvalidArgumentError(
-                "loss_scale",
-                "it is traced, and the gradients are not",
-                "Pass a number, or clip inside the function that is traced",
-            )
         return How(float(self.device_scale), self.nonfinite, self.backend, self.underflow, self.array_scales)
 
     @property

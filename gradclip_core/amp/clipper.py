@@ -15,6 +15,7 @@ from gradclip_core.errors import GradClipError, InvalidArgumentError, show
 from gradclip_core.info import ClipInfo
 from gradclip_core.pipeline import run_in_place_eagerly, run_new_eagerly
 from gradclip_core.rules import Rule, checked_rule
+from gradclip_core.traced_info import TracedInfo
 from gradclip_core.tree import flatten
 from gradclip_core.validate import Common, How
 
@@ -213,18 +214,18 @@ class Clipper(InOrder):
         if (through := self._through) is not None:
             target = optimizer if optimizer is not None or self.params is None else self.params.optimizer
             how["loss_scale"] = through.open(asked, target)
-            info = run(how)
+            info = _untraced(asked, run(how))
             through.close(asked, target, info.nonfinite > 0)
         elif isinstance(scaler, LossScaler):
             self._refuse_used(asked, scaler)
             how["loss_scale"] = scaler.get_scale()
-            info = run(how)
+            info = _untraced(asked, run(how))
             self._consumed = scaler.taken
             scaler.record(self, info.nonfinite > 0)
             if self.updates:
                 scaler.update()
         else:
-            info = run(how)
+            info = _untraced(asked, run(how))
         # Without a scaler nobody knows yet on a device, and asking would wait.
         ask = self.nonfinite in ("skip", "zero") and (info.known or self.loss_scaler is not None)
         self._skipping = info if ask and info.peek_skipped() else None
@@ -296,3 +297,15 @@ def _torch_scaler(scaler: Any) -> GradScalerDoor | None:
         f"a {type(scaler).__name__} is no loss scaler",
         "Pass a gradclip_core.LossScaler (LossScaler.static(S) for a fixed scale), or a torch.amp.GradScaler",
     )
+
+
+def _untraced(asked: str, info: ClipInfo | TracedInfo) -> ClipInfo:
+    """A report whose numbers are known, or will be."""
+    if isinstance(info, TracedInfo):
+        raise InvalidArgumentError(
+            asked,
+            "it remembers from call to call, and these gradients are traced: no value is there to remember",
+            "Call gc.clip(grads, rule, loss_scale=..., nonfinite='skip') in the traced function, and keep the scale by "
+            "info.skipped where the values are",
+        )
+    return info

@@ -160,7 +160,7 @@ def _refuse_parameter(leaf: Any, door: Door, in_place: bool) -> None:
             InvalidArgumentError,
             "it is part of an autograd graph, which would take the clipped values for the unclipped ones",
             f"Clip under {framework.__name__}.no_grad(), or pass x.detach(); "
-            "multiply by plan.scale to differentiate through it",
+            "derivatives go through a clip inside torch.func.grad",
         )
     if leaf.is_leaf and leaf.grad is not None:
         raise Refused(

@@ -17,6 +17,7 @@ from gradclip_core.arrays.dlpack_door import DOOR as BY_DLPACK
 from gradclip_core.arrays.docked import Docked, Refused
 from gradclip_core.arrays.immutable_door import ImmutableDoor
 from gradclip_core.errors import UnsupportedArrayError
+from gradclip_core.traced_info import tell_frameworks
 
 jax: Any = sys.modules["jax"]
 _SMALL = 1 << 16
@@ -52,6 +53,10 @@ class JaxDoor(ImmutableDoor):
         if platform != "cpu":
             return self.symbol(x, x.shape, x.dtype.name, f"{platform}:jax")
         return super().dock(x)
+
+    def traced(self, x: Any) -> bool:
+        """Whether it is a tracer."""
+        return isinstance(x, jax.core.Tracer)
 
     def constant(self, x: Any) -> Docked:
         """A concrete array beside traced ones: a constant of their program."""
@@ -101,3 +106,4 @@ def _handed_over(values: list[Any]) -> list[Any]:
 
 
 DOOR = JaxDoor()
+tell_frameworks()

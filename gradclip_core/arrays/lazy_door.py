@@ -30,6 +30,10 @@ class LazyDoor(ImmutableDoor):
     def check(self, x: Any) -> None:
         """``Refused`` where the framework cannot work on it either."""
 
+    def traced(self, x: Any) -> bool:
+        """All are."""
+        return True
+
     def constant(self, x: Any) -> Docked:
         """A concrete array beside lazy ones."""
         return self.dock(sys.modules[self.module].asarray(x))

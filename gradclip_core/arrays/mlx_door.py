@@ -38,6 +38,10 @@ class MlxDoor(ImmutableDoor):
             raise refuse_dtype(dtype)
         return self.seen(x, self.view(x), dtype)
 
+    def traced(self, x: Any) -> bool:
+        """Whether it is inside a transform."""
+        return _inside_transform([x])
+
     def constant(self, x: Any) -> Docked:
         """A concrete array beside traced ones: a constant of their program."""
         x = x if isinstance(x, mx.array) else mx.array(x, dtype=_of_numpy(x))

@@ -52,6 +52,8 @@ class PaddleDoor:
             from gradclip_core.arrays.paddle_rows import dock_rows
 
             return dock_rows(self, x)
+        if not x.is_dense() and not (x.is_sparse_coo() or x.is_sparse_csr()):
+            _pointer(x, (1,))  # says that it was cleared
         if not x.is_dense():
             layout = "sparse_csr" if x.is_sparse_csr() else "sparse_coo"
             raise Refused(

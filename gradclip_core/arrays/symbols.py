@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from gradclip_core.arrays.dock import Cargo
 
 
-def of_one_program(cargo: Cargo, asked: str) -> Cargo:
-    """The same cargo where all is in memory. Otherwise arrays in memory are handed to the traced ones' framework."""
-    traced = next((docked for docked in cargo.arrays if docked.device.startswith("symbolic:")), None)
+def of_one_program(cargo: Cargo, asked: str, number: Docked | None = None) -> Cargo:
+    """The same cargo where all is in memory. Otherwise arrays in memory are handed to the traced ones' framework.
+
+    ``number``: a traced bound or loss scale, which makes their program that of the gradients.
+    """
+    traced = next((docked for docked in cargo.arrays if docked.device.startswith("symbolic:")), number)
     if traced is None:  # arrays that have values on a device: nothing is moved there in silence
         return cargo
     take: Callable[[Any], Docked] | None = getattr(traced.door, "constant", None)

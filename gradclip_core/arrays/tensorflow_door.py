@@ -65,6 +65,10 @@ class TensorFlowDoor(ImmutableDoor):
             return self.symbol(x, x.shape, x.dtype.name, f"{kind}:{index}:{self.name}")
         return super().dock(x)
 
+    def traced(self, x: Any) -> bool:
+        """Whether it is a graph's own, or a variable while one is made."""
+        return not isinstance(x, _EAGER) and not tensorflow.executing_eagerly()
+
     def constant(self, x: Any) -> Docked:
         """A concrete array beside traced ones: a constant of their program."""
         x = tensorflow.convert_to_tensor(x)

@@ -68,6 +68,12 @@ def dock_slices(door: ImmutableDoor, x: Any) -> Docked:
         raise Refused(UnsupportedArrayError, seen, "Fix their shape first, such as by tf.ensure_shape")
     eager = tensorflow.executing_eagerly()
     unique, places = tensorflow.unique(indices)
+    if eager and x.dense_shape is not None and unique.shape[0]:
+        rows = int(x.dense_shape[0])
+        least, most = int(tensorflow.reduce_min(unique)), int(tensorflow.reduce_max(unique))
+        if least < 0 or most >= rows:
+            seen = f"it has an index {least if least < 0 else most}, and its dense shape has {rows} rows"
+            raise Refused(UnsupportedArrayError, seen, "Look where its indices come from")
     original = None
     if eager and unique.shape[0] == indices.shape[0]:
         summed, original = values, x

@@ -31,6 +31,8 @@ _DTYPES: dict[Any, Any] = {getattr(torch, name): entry for name, entry in SUPPOR
 class TorchDoor:
     """See ``Door``."""
 
+    name = "torch"
+
     def dock(self, x: Any) -> Docked:
         """A CPU or CUDA tensor or Parameter; every hazard that its memory can hold is refused."""
         if type(x) not in _PLAIN:
@@ -44,7 +46,7 @@ class TorchDoor:
         entry = _DTYPES.get(x.dtype)
         if entry is None:
             raise refuse_dtype(str(x.dtype).removeprefix("torch."))
-        if _transforms() is not None and _functorch.is_functorch_wrapped_tensor(x):
+        if _transforms() is not None:  # of a plain tensor too, what is made there is the transform's
             return self._symbol(x, entry)
         if _forward_ad._current_level >= 0:
             _refuse_dual(x)
@@ -92,6 +94,10 @@ class TorchDoor:
         return Docked(
             x, self, 0, tuple(x.shape), (), *entry, device="symbolic:torch", read_only=why, memory=False
         )  # fmt: skip
+
+    def traced(self, x: Any) -> bool:
+        """Whether it is inside a transform of ``torch.func``."""
+        return _transforms() is not None and bool(_functorch.is_functorch_wrapped_tensor(x))
 
     def constant(self, x: Any) -> Docked:
         """A plain tensor, or an array of NumPy, beside such tensors."""

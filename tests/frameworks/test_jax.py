@@ -118,6 +118,38 @@ def test_jax_and_numpy_in_one_call() -> None:
     assert isinstance(clipped[0], jax.Array)
 
 
+def test_three_frameworks_and_four_dtypes_by_one_norm() -> None:
+    torch, ml_dtypes = pytest.importorskip("torch"), pytest.importorskip("ml_dtypes")
+    rng = np.random.default_rng(7)
+    values = {name: rng.standard_normal(n) for name, n in (("np", 4097), ("torch", 300), ("jax", 5000), ("wide", 9))}
+    given: dict[str, Any] = {
+        "np": values["np"].astype(np.float16),
+        "torch": [torch.from_numpy(values["torch"]).bfloat16(), None],
+        "jax": (jax.numpy.asarray(values["jax"], "float32"), jax.numpy.asarray(values["jax"], "bfloat16")),
+        "wide": values["wide"],
+    }
+    same = [
+        given["np"],
+        values["torch"].astype(ml_dtypes.bfloat16),
+        *(np.asarray(x) for x in given["jax"]),
+        given["wide"],
+    ]
+    expected, reference = gc.clip_by_global_norm(same, 1.0, backend="numpy")
+    clipped, info = gc.clip_by_global_norm(given, 1.0)
+    assert (info.norm, info.scale) == (reference.norm, reference.scale)
+    assert list(info.norms) == ["np", "torch.0", "jax.0", "jax.1", "wide"]
+    made = [clipped["np"], clipped["torch"][0].view(torch.int16).numpy(), *map(np.asarray, clipped["jax"])]
+    assert [y.tobytes() for y in (*made, clipped["wide"])] == [y.tobytes() for y in expected]
+    assert [type(y).__module__.partition(".")[0] for y in (clipped["torch"][0], *clipped["jax"])] == [
+        "torch",
+        "jaxlib",
+        "jaxlib",
+    ]
+    with pytest.raises(gc.ReadOnlyError, match=r"array 'jax.0'.*immutable"):
+        gc.clip_by_global_norm_(given, 1.0)
+    assert given["np"].tobytes() == values["np"].astype(np.float16).tobytes(), "nothing is written before all may be"
+
+
 def test_a_registered_node_is_walked_as_jax_was_told() -> None:
     class Layer:
         def __init__(self, weight: Any, name: str) -> None:

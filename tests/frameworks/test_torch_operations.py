@@ -80,6 +80,16 @@ def test_per_example_gradients(rule: gc.Rule) -> None:
         assert close(z, gc.clip([g], rule)[0][0], 2.0**-20)  # vmap multiplies in another order
 
 
+def test_plain_tensors_and_bounds_inside_a_transform() -> None:
+    z = torch.tensor([3.0, 4.0, 12.0])
+    slope = func.grad(lambda m: (gc.clip_by_norm(z, 1.0, nonfinite="skip")[0] * m).sum())(torch.tensor(1.0))
+    assert float(slope) == pytest.approx(19 / 13)
+    slope = func.grad(lambda m: gc.clip_by_norm(z, m, nonfinite="skip")[0].sum())(torch.tensor(1.0))
+    assert float(slope) == pytest.approx(19 / 13)
+    with pytest.raises(gc.InvalidArgumentError, match="it is traced: what stands in its place"):
+        func.grad(lambda m: gc.clip_by_value(z, m, nonfinite="skip")[0].sum())(torch.tensor(1.0))
+
+
 def test_raise_plans_and_other_frameworks_are_refused() -> None:
     x = tensor(3, 4)
     with pytest.raises(gc.InvalidArgumentError, match="Pass nonfinite='skip'"):

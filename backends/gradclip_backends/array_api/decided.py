@@ -12,7 +12,10 @@ import numpy as np
 from gradclip_backends.array_api.languages import Language
 from gradclip_backends.array_api.segments import Kinds, Measured, Norms, measured
 from gradclip_core.operations import Axes, Task
-from gradclip_core.protocol import FLOAT64, IntArray
+from gradclip_core.protocol import FLOAT64, FloatArray, IntArray
+
+GIVES_UP = ("raise", "skip", "zero")
+"""Policies that leave the rule undone where an element is not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,12 @@ class Scene:
         return sum(self.language.size(x) for x in self.arrays)
 
 
+def held(language: Language, norms: Any, roots: Any) -> Any:
+    """Norms of finite elements that the wide type does not reach become its largest value."""
+    xp = language.xp
+    return xp.where(xp.isfinite(roots) & xp.isinf(norms), xp.zeros_like(norms) + most(language), norms)
+
+
 def most(language: Language) -> float:
     """The largest finite number of the type that is computed in."""
     return float(np.finfo(language.wide_name).max)
@@ -82,14 +91,14 @@ def decide_norms(scene: Scene, found: Measured, inverse: Any, *, sanitize: bool)
         # Segments of arrays without elements are in no scope.
         kept = np.isin(np.repeat(np.arange(task.rows.size), task.rows), scene.full)
         known, ids = np.unique(task.scopes.ids[kept], return_inverse=True)
-        limits = _rounded_down(scene, task.scopes.limits[known])
-    norms = found.norms(ids, limits.shape[0])
-    over = norms.root * inverse > limits / norms.unit
+        limits, fault = _known_limits(scene, task.scopes.limits[known])
+    norms = found.norms(ids, limits.value.shape[0])
+    over = norms.root * inverse > limits.value / (norms.unit * limits.unit)
     lost = xp.isnan(norms.root)
     # The clipped norm is made smaller than max_norm by so much that no rounding carries it over the bound.
-    aimed = limits * (1 - _shave(scene))
+    aimed = limits.value * (1 - _shave(scene))
     quotient = aimed / xp.where(norms.root > 0, norms.root, xp.ones_like(norms.root))
-    factor = quotient / norms.unit
+    factor = quotient / (norms.unit * limits.unit)
     exact = task.loss_scale is not None or math.frexp(task.inverse)[0] == 0.5
     clips = over if exact else over | (factor < inverse)
     # A factor that is no normal number is applied in two steps.
@@ -99,20 +108,47 @@ def decide_norms(scene: Scene, found: Measured, inverse: Any, *, sanitize: bool)
     first = xp.where(clips, xp.where(whole, factor, 1 / norms.unit), plain)
     second = xp.where(clips & ~whole, quotient, one)
     first, total = (xp.where(lost, norms.root, part) for part in (first, xp.where(clips, factor, plain)))
-    zero = clips & (limits == 0) & xp.isfinite(norms.root)
-    parts = (first, second, clips | (plain != 1) | lost, zero, total)
-    if not (ids.size == limits.shape[0] and (ids == np.arange(ids.size)).all()):
+    if task.nonfinite in GIVES_UP:  # what is thrown away is multiplied by what has a derivative
+        bad = xp.any(found.infs + found.nans > 0)
+        first, second = (xp.where(bad, one, part) for part in (first, second))
+    # Also where the norm counts as 0, because what it is of is flushed to zero.
+    zero = (limits.value == 0) & xp.isfinite(norms.root)
+    parts = (first, second, clips | (plain != 1) | lost | zero, zero, total)
+    if not (ids.size == limits.value.shape[0] and (ids == np.arange(ids.size)).all()):
         index = scene.language.index(ids, first)
         parts = tuple(xp.take(part, index, axis=0) for part in parts)
     first, second, touched, zero, total = parts
     if sanitize:
         touched = touched | (found.infs + found.nans > 0)
-    left = xp.where(xp.isfinite(norms.root), aimed, norms.root * 0.0)
+    left = xp.where(xp.isfinite(norms.root), aimed / limits.unit, norms.root * 0.0)
+    left = held(scene.language, left, norms.root)
     after = xp.where(over, left, scene.value(norms, inverse))
     return Decision(first, second, touched, zero, total), xp.any(over | lost), _together(xp, after, task.ord), fault
 
 
-def _limits_of_weights(scene: Scene) -> tuple[IntArray, Any, Any]:
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """``value / unit`` for each scope: so are bounds held that the type which is computed in does not reach."""
+
+    value: Any
+    unit: Any
+
+
+def _known_limits(scene: Scene, limits: FloatArray) -> tuple[_Limits, Any]:
+    """Limits in the wide type, never larger than they were; and whether a traced one is no bound at all."""
+    language, xp = scene.language, scene.language.xp
+    if (bound := scene.task.bound) is not None:
+        bound = language.cast(bound, language.wide)
+        valid = xp.isfinite(bound) & (bound >= 0)
+        one = language.number(np.ones(limits.size), scene.arrays[0])
+        return _Limits(one * xp.where(valid, bound, xp.zeros_like(bound)), one), ~valid
+    unit = np.where(np.isfinite(limits) & (limits > most(language) / 2), 2.0**-64, 1.0)
+    wide = np.asarray(limits * unit, language.wide_name)
+    wide = np.where(wide > limits * unit, np.nextafter(wide, wide.dtype.type(0)), wide)
+    return _Limits(*(language.number(values, scene.arrays[0]) for values in (wide, unit))), None
+
+
+def _limits_of_weights(scene: Scene) -> tuple[IntArray, _Limits, Any]:
     units = scene.task.units
     assert units is not None
     weights = [units.weights[i] for i in scene.full]
@@ -122,15 +158,8 @@ def _limits_of_weights(scene: Scene) -> tuple[IntArray, Any, Any]:
     norms = scene.value(found.norms(ids, ids.size), 1.0)
     least = scene.language.number(units.eps, norms)
     limits = units.clipping * scene.language.xp.where(norms < least, least, norms)
-    return ids, limits, scene.language.xp.any(found.infs + found.nans > 0)
-
-
-def _rounded_down(scene: Scene, limits: Any) -> Any:
-    """Limits in the wide type, never larger than they were."""
-    with np.errstate(over="ignore"):
-        wide = np.asarray(limits, scene.language.wide_name)
-    wide = np.where(wide > limits, np.nextafter(wide, wide.dtype.type(0)), wide)
-    return scene.language.number(wide, scene.arrays[0])
+    xp = scene.language.xp
+    return ids, _Limits(limits, xp.ones_like(limits)), xp.any(found.infs + found.nans > 0)
 
 
 def _shave(scene: Scene) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gradclip_core.errors import BackendError
+from gradclip_core.errors import BackendError, InvalidArgumentError
 
 Pair = tuple[Any, Any]
 
@@ -116,7 +116,14 @@ class Jax(Language):
         jax = self.jax
         varying = _varying(jax.typeof(like))
         # An index differs along its axis; where JAX does not say so, it keeps no account (check_vma=False).
-        axes = tuple(a for a in axes if a in varying or a not in _varying(jax.typeof(jax.lax.axis_index(a))))
+        try:
+            axes = tuple(a for a in axes if a in varying or a not in _varying(jax.typeof(jax.lax.axis_index(a))))
+        except NameError as error:
+            raise InvalidArgumentError(
+                f"mesh_axes={tuple(axes)!r}",
+                f"there is no such mesh axis here ({str(error).partition(chr(10))[0]})",
+                "Name axes of the mesh of the jax.shard_map around this call, or leave mesh_axes out",
+            ) from error
         if not axes:
             return x
         return self.still(jax.lax.pmax(self.still(x), axes)) if largest else jax.lax.psum(x, axes)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gradclip_backends.array_api.decided import Decision, Scene, decide_norms, inverse_of, most
+from gradclip_backends.array_api.decided import GIVES_UP, Decision, Scene, decide_norms, inverse_of, most
 from gradclip_backends.array_api.languages import Language, language_of
 from gradclip_backends.array_api.segments import Kinds, Measured, along, measured, sanitized
 from gradclip_core.operations import Answer, Task
@@ -18,7 +18,6 @@ DEVICES = ("gpu", "mps", "symbolic", "tpu", "xpu")
 """Kinds of places whose arrays are worked on by operations."""
 SPEAK_FOR_THEMSELVES = ("jax", "jaxlib", "mlx", "tensorflow")
 """Modules of frameworks whose operations are known without ``array-api-compat``."""
-_GIVES_UP = ("raise", "skip", "zero")
 
 
 class ArrayOperations:
@@ -90,7 +89,14 @@ class _Call:
         """Measure, decide, multiply."""
         xp, task, scene = self.xp, self.task, self.scene
         found = measured(
-            self.language, self.arrays, self.kinds, scene.axes, task.ord, task.mesh_axes, sanitize=self.sanitize
+            self.language,
+            self.arrays,
+            self.kinds,
+            scene.axes,
+            task.ord,
+            task.mesh_axes,
+            sanitize=self.sanitize,
+            gives_up=task.nonfinite in GIVES_UP,
         )
         inverse, fault = inverse_of(scene)
         norm = scene.value(found.norms(np.zeros_like(scene.owners), 1), inverse)[0]
@@ -104,7 +110,7 @@ class _Call:
             made, written, factor = self._multiplied(decision), xp.any(decision.touched), decision.factor
         overflow = self._overflow(made, infs)
         give_up = xp.zeros_like(clipped)
-        if task.nonfinite in _GIVES_UP:
+        if task.nonfinite in GIVES_UP:
             give_up = (infs + nans > 0) | (overflow > 0)
         if self.sanitize and self.may_grow:
             made = [self._each(y, kind, lambda v: v) for y, kind in zip(made, self.kinds, strict=True)]
@@ -192,7 +198,7 @@ class _Call:
 
     def _given_up(self, give_up: Any, fault: Any, x: Any, y: Any) -> Any:
         """What a policy makes of an array where it gives up; a fault leaves it as it is."""
-        if self.task.nonfinite in _GIVES_UP:
+        if self.task.nonfinite in GIVES_UP:
             y = self.xp.where(give_up, self.xp.zeros_like(x) if self.task.nonfinite == "zero" else x, y)
         return y if fault is None else self.xp.where(fault, x, y)
 

@@ -74,22 +74,22 @@ class Measured:
         roots = self._root(tuple(map(pick, self.sums)), pick(self.largest), pick(self.infs), pick(self.nans)) * ratio
         most = xp.max(roots, axis=0, keepdims=True)
         if self.ord == math.inf:
-            return _with_nonfinite(xp, most, infs, nans, self.sanitized), 1 / top
+            return _with_nonfinite(language, most, infs, nans, self.sanitized), 1 / top
         safe = xp.where(most > 0, most, xp.ones_like(most))
         total = xp.sum((roots / safe) ** self.ord, axis=0, keepdims=True)
-        return _with_nonfinite(xp, most * total ** (1 / self.ord), infs, nans, self.sanitized), 1 / top
+        return _with_nonfinite(language, most * total ** (1 / self.ord), infs, nans, self.sanitized), 1 / top
 
     def _root(self, sums: Any, largest: Any, infs: Any, nans: Any) -> Any:
         xp = self.language.xp
         if self.ord == math.inf:
-            return _with_nonfinite(xp, largest, infs, nans, self.sanitized)
+            return _with_nonfinite(self.language, largest, infs, nans, self.sanitized)
         root = total = sums[0] + sums[1]
         if self.ord != 1:
             # A root's slope at 0 is infinite: derivatives are taken of one that is elsewhere.
             away = xp.where(total > 0, total, xp.ones_like(total))
-            root = xp.sqrt(away) if self.ord == 2 else largest * away ** (1 / self.ord)
+            root = xp.sqrt(away) if self.ord == 2 else self.language.still(largest) * away ** (1 / self.ord)
             root = xp.where(total > 0, root, total)
-        return _with_nonfinite(xp, root, infs, nans, self.sanitized)
+        return _with_nonfinite(self.language, root, infs, nans, self.sanitized)
 
 
 def measured(
@@ -101,8 +101,11 @@ def measured(
     mesh_axes: tuple[str, ...],
     *,
     sanitize: bool = False,
+    gives_up: bool = False,
 ) -> Measured:
-    """One read of arrays that have elements."""
+    """One read of arrays that have elements. Who ``gives_up`` where one is not finite needs no sum of such: what is
+    then thrown away has derivatives all the same, which are to be finite.
+    """
     xp = language.xp
     every = [tuple(range(x.ndim)) if reduced is None else reduced for x, reduced in zip(arrays, axes, strict=True)]
     values: list[list[Any]] = []
@@ -110,7 +113,7 @@ def measured(
     for x, (dtype, is_complex), over in zip(arrays, kinds, every, strict=True):
         parts = [language.cast(part, language.wide) for part in (language.parts(x) if is_complex else (x,))]
         looks = [_looked_at(language, part, over, dtype if sanitize else None) for part in parts]
-        values.append([v for v, *_ in looks])
+        values.append([_finite(xp, v) for v, *_ in looks] if gives_up else [v for v, *_ in looks])
         largest, infs, nans = looks[0][1:]
         if is_complex:
             largest, infs, nans = xp.maximum(largest, looks[1][1]), infs + looks[1][2], nans + looks[1][3]
@@ -119,11 +122,12 @@ def measured(
             infs, nans = (language.over_mesh(n, mesh_axes, x, largest=False) for n in (infs, nans))
         found.append([xp.reshape(n, (-1,)) for n in (largest, infs, nans)])
     largest, infs, nans = (_joined(xp, column) for column in zip(*found, strict=True))
-    scales = xp.ones_like(largest) if _needs_no_scale(language, kinds) else _power_of_two(language, largest)
+    still = language.still(largest)
+    scales = xp.ones_like(still) if _needs_no_scale(language, kinds) else _power_of_two(language, still)
     pairs, first = [], 0
     for x, parts, over, (here, *_) in zip(arrays, values, every, found, strict=True):
         stop = first + here.shape[0]
-        scale, unit = (along(xp, v[first:stop], x.shape, over) for v in (scales, largest * scales))
+        scale, unit = (along(xp, v[first:stop], x.shape, over) for v in (scales, still * scales))
         first = stop
         sums = [language.summed(_terms(xp, part * scale, ord, unit), over) for part in parts]
         pair = sums[0] if len(sums) == 1 else add(*sums)
@@ -151,7 +155,11 @@ def _looked_at(language: Language, v: Any, over: tuple[int, ...], dtype: DType |
     counts = [language.cast(mask, xp.int32) for mask in (infs, nans)]
     if over:
         finite, counts = xp.max(finite, axis=over), [xp.sum(count, axis=over) for count in counts]
-    return v, language.still(finite), counts[0], counts[1]
+    return v, finite, counts[0], counts[1]
+
+
+def _finite(xp: Any, v: Any) -> Any:
+    return xp.where(xp.isfinite(v), v, xp.zeros_like(v))
 
 
 def sanitized(language: Language, v: Any, dtype: DType) -> Any:
@@ -181,12 +189,12 @@ def _picker(language: Language, members: IntArray, like: Any) -> Callable[[Any],
     return lambda x: language.xp.take(x, index, axis=0)
 
 
-def _with_nonfinite(xp: Any, norms: Any, infs: Any, nans: Any, sanitized: bool) -> Any:
+def _with_nonfinite(language: Language, norms: Any, infs: Any, nans: Any, sanitized: bool) -> Any:
     """``norms`` of the finite elements, with what the others make of them."""
     if sanitized:
         return norms
-    norms = xp.where(infs > 0, xp.zeros_like(norms) + math.inf, norms)
-    return xp.where(nans > 0, xp.zeros_like(norms) + math.nan, norms)
+    infinity, nan = (language.number(value, norms) for value in (math.inf, math.nan))
+    return language.xp.where(nans > 0, nan, language.xp.where(infs > 0, infinity, norms))
 
 
 def _needs_no_scale(language: Language, kinds: Kinds) -> bool:
