@@ -316,3 +316,24 @@ def test_a_plan_is_for_arrays_in_memory() -> None:
         mx.vmap(step)(mx.ones((2, 3)))
     x = mx.array([3.0, 4.0])
     assert near(gc.plan([x], gc.GlobalNorm(1.0)).apply([x])[0], [0.6, 0.8])
+
+
+@traced
+def test_bounds_that_are_traced() -> None:
+    x = mx.array([3.0, 4.0, 12.0])
+    slope = mx.grad(lambda m: gc.clip_by_global_norm(x, m, nonfinite="skip")[0].sum())(mx.array(1.0))
+    assert slope.item() == pytest.approx(19 / 13, rel=ELEMENT)
+    made = mx.compile(lambda x, m: gc.clip_by_norm(x, m, nonfinite="skip")[0])(x, mx.array(1.0))
+    np.testing.assert_allclose(made, np.array([3, 4, 12]) / 13, rtol=ELEMENT)
+    with pytest.raises(gc.InvalidArgumentError, match="it is traced: what stands in its place is known when"):
+        mx.grad(lambda m: gc.clip_by_value(x, m, nonfinite="skip")[0].sum())(mx.array(1.0))
+
+
+@traced
+def test_the_slope_of_the_largest() -> None:
+    def clipped(x: Any) -> Any:
+        made, _ = gc.clip_by_global_norm(x, 1.0, ord=math.inf, nonfinite="skip")
+        return (made * mx.arange(3.0)).sum()
+
+    slope = mx.grad(clipped)(mx.array([3.0, 4.0, 12.0]))
+    np.testing.assert_allclose(slope, [0, 1 / 12, -4 / 144], rtol=1e-5)

@@ -176,3 +176,11 @@ def test_training_an_embedding(compiled: bool) -> None:
         return table.numpy()
 
     np.testing.assert_allclose(train(False), train(True), rtol=1e-12)
+
+
+@pytest.mark.parametrize("index", [99, -1])
+def test_an_index_out_of_range_is_refused(index: int) -> None:
+    with pytest.raises(
+        gc.UnsupportedArrayError, match=rf"it has an index {index}, and its dense shape has {ROWS} rows"
+    ):
+        gc.clip_by_norm(slices([1, index]), 1.0)

@@ -246,3 +246,34 @@ def test_training_goes_the_same_way_as_with_tensorflow_s_own() -> None:
 
     ours = train(lambda g: gc.clip_by_global_norm(g, 1.0, nonfinite="skip")[0])
     np.testing.assert_allclose(ours, train(lambda g: tf.clip_by_global_norm(g, 1.0)[0]), rtol=1e-9)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_bounds_and_whole_numbers_that_are_traced(jit: bool) -> None:
+    (x,) = arrays((50,))
+    bound = tf.Variable(2.0)
+    clip = tf.function(lambda x: gc.clip_by_global_norm(x, bound, nonfinite="skip")[0], jit_compile=jit)
+    for value in (2.0, 4.0, 0.0):
+        bound.assign(value)
+        np.testing.assert_allclose(clip(x), gc.clip_by_global_norm(x, value)[0], rtol=2.0**-22)
+    norm = tf.function(lambda x, s: gc.clip_by_norm(x, 1.0, loss_scale=s, nonfinite="skip")[1].norm, jit_compile=jit)
+    assert float(norm(x, tf.constant(2))) == pytest.approx(gc.global_norm(x) / 2, rel=NORM)
+    with pytest.raises(gc.InvalidArgumentError, match="it is traced: what stands in its place is known when"):
+        tf.function(lambda x: gc.clip_by_value(x, bound, nonfinite="skip")[0], jit_compile=jit)(x)
+
+
+def test_the_slope_of_the_largest() -> None:
+    def slope(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            made, _ = gc.clip_by_global_norm(x, 1.0, ord=math.inf, nonfinite="skip")
+            y = tf.reduce_sum(made * tf.range(3.0))
+        return tape.gradient(y, x)
+
+    np.testing.assert_allclose(tf.function(slope)(tf.constant([3.0, 4.0, 12.0])), [0, 1 / 12, -4 / 144], rtol=1e-6)
+
+
+def test_a_bound_of_zero_makes_zeros_of_what_is_flushed() -> None:
+    clip = tf.function(lambda x: gc.clip_by_global_norm(x, 0.0, nonfinite="skip")[0])
+    assert clip(tf.constant([1e-40, -2.0])).numpy().tolist() == [0.0, 0.0]
+    assert clip(tf.constant([1e-310, 3e-310], tf.float64)).numpy().tolist() == [0.0, 0.0]
