@@ -117,7 +117,7 @@ def decide_norms(scene: Scene, found: Measured, inverse: Any, *, sanitize: bool)
     if not (ids.size == limits.value.shape[0] and (ids == np.arange(ids.size)).all()):
         index = scene.language.index(ids, first)
         parts = tuple(xp.take(part, index, axis=0) for part in parts)
-    first, second, touched, zero, total = parts
+    first, second, touched, zero, total = scene.language.settled(parts)
     if sanitize:
         touched = touched | (found.infs + found.nans > 0)
     left = xp.where(xp.isfinite(norms.root), aimed / limits.unit, norms.root * 0.0)

@@ -58,6 +58,10 @@ class Language:
         """A value that derivatives are not taken of: a scale that is divided out again."""
         return x
 
+    def settled(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Numbers that are computed once, and not again wherever one of them is used."""
+        return values
+
     def parts(self, x: Any) -> Pair:
         """Real and imaginary parts."""
         return self.xp.real(x), self.xp.imag(x)
@@ -95,6 +99,19 @@ class Jax(Language):
     def still(self, x: Any) -> Any:
         """See ``Language.still``."""
         return self.jax.lax.stop_gradient(x)
+
+    def settled(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """See ``Language.settled``: XLA would put them into the loop over each array, and compile them as often.
+
+        It keeps no barrier on the CPU, but a sort, here of what is in order, goes into no loop of another.
+        """
+        xp, lax = self.xp, self.jax.lax
+        flat = [xp.reshape(value, (-1,)) for value in values]
+        count = flat[0].shape[0]
+        if count == 1:  # of one there would be nothing to sort
+            flat = [xp.concat([value, value]) for value in flat]
+        _, *done = lax.sort((lax.iota(np.int32, flat[0].shape[0]), *flat), num_keys=1)
+        return tuple(xp.reshape(v[:count], value.shape) for v, value in zip(done, values, strict=True))
 
     def index(self, values: Any, like: Any) -> Any:
         """See ``Language.index``; where x64 is off there is no int64."""

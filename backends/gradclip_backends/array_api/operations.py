@@ -111,7 +111,9 @@ class _Call:
         overflow = self._overflow(made, infs)
         give_up = xp.zeros_like(clipped)
         if task.nonfinite in GIVES_UP:
-            give_up = (infs + nans > 0) | (overflow > 0)
+            (give_up,) = self.language.settled(((infs + nans > 0) | (overflow > 0),))
+        if fault is not None:
+            (fault,) = self.language.settled((fault,))
         if self.sanitize and self.may_grow:
             made = [self._each(y, kind, lambda v: v) for y, kind in zip(made, self.kinds, strict=True)]
         made = [self._given_up(give_up, fault, x, y) for x, y in zip(self.arrays, made, strict=True)]

@@ -123,7 +123,9 @@ def measured(
         found.append([xp.reshape(n, (-1,)) for n in (largest, infs, nans)])
     largest, infs, nans = (_joined(xp, column) for column in zip(*found, strict=True))
     still = language.still(largest)
-    scales = xp.ones_like(still) if _needs_no_scale(language, kinds) else _power_of_two(language, still)
+    scales = xp.ones_like(still)
+    if not _needs_no_scale(language, kinds):
+        (scales,) = language.settled((_power_of_two(language, still),))
     pairs, first = [], 0
     for x, parts, over, (here, *_) in zip(arrays, values, every, found, strict=True):
         stop = first + here.shape[0]

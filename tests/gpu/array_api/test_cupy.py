@@ -131,7 +131,9 @@ def test_every_name_is_one_of_cupys() -> None:
         pytest.skip("CuPy is not installed")
     pytest.importorskip("array_api_compat")
     folder = Path(importlib.import_module("gradclip_backends.array_api").__file__ or "").parent
-    names = sorted(set(re.findall(r"\bxp\.([a-z_0-9]+)", "".join(p.read_text() for p in folder.glob("*.py")))))
+    # The exact passes: what is for arrays without memory, CuPy never sees.
+    passes = [folder / f"{name}.py" for name in ("apply", "floats", "measure", "rows", "sums")]
+    names = sorted(set(re.findall(r"\bxp\.([a-z_0-9]+)", "".join(path.read_text() for path in passes))))
     assert "concat" in names
     code = f"import array_api_compat.cupy as xp; print([n for n in {names} if not hasattr(xp, n)])"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
