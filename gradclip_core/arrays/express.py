@@ -137,7 +137,9 @@ def _share_memory(manifest: Manifest) -> bool:
     if len(manifest) == 1:
         return False
     sizes = (manifest.lengths * _ITEMSIZES[manifest.codes]).astype(np.uint64)
-    order = np.argsort(manifest.pointers)
-    starts, sizes = manifest.pointers[order], sizes[order]
-    starts, sizes = starts[sizes > 0], sizes[sizes > 0]
-    return bool((starts[:-1] + sizes[:-1] > starts[1:]).any())
+    pointers = manifest.pointers
+    if not manifest.lengths.all():  # an array without elements may lie anywhere
+        pointers, sizes = pointers[sizes > 0], sizes[sizes > 0]
+    order = np.argsort(pointers)
+    starts, ends = pointers[order], (pointers + sizes)[order]
+    return bool((ends[:-1] > starts[1:]).any())
