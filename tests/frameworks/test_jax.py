@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import gradclip_core as gc
+from tests.frameworks.jax_devices import run
 
 jax: Any = pytest.importorskip("jax")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.shows("jax", "new arrays", "exact")
@@ -184,11 +180,5 @@ for spec in (P("x"), P(None), P()):
         assert info.norm == reference.norm
         assert made[0].sharding == s.sharding, (made[0].sharding, s.sharding)
         assert np.asarray(made[0]).tobytes() == expected[0].tobytes()
-print(True)
 """
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "backends")])}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **flags, **path}, capture_output=True, text=True
-    )
-    assert done.stdout.strip() == "True", done.stderr
+    run(code, 2)

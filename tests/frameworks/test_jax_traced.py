@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +14,10 @@ import gradclip_core as gc
 from gradclip_core import sets, testing
 from gradclip_core.protocol import DType
 from gradclip_core.testing.memory import Stored
+from tests.frameworks.jax_devices import run
 
 jax: Any = pytest.importorskip("jax")
 jnp: Any = jax.numpy
-ROOT = Path(__file__).resolve().parents[2]
 NORM, ELEMENT = 2.0**-22, 2.0**-19  # testing.approximate: what float32 can promise
 traced = pytest.mark.shows("jax", "under its compiler", "approximate")
 
@@ -266,11 +262,5 @@ poisoned[0, 0] = np.nan
 bad = {**placed, "w": jax.device_put(poisoned, NamedSharding(mesh, P("x")))}
 made, norm = jax.jit(jax.shard_map(inside, mesh=mesh, in_specs=(specs,), out_specs=(specs, P())))(bad)
 assert (np.asarray(made["w"])[1:] == grads["w"][1:]).all()
-print(True)
 """
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "backends")])}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **flags, **path}, capture_output=True, text=True
-    )
-    assert done.stdout.strip() == "True", done.stderr
+    run(code, 4)
