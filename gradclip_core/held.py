@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import cast
 
 from gradclip_core.arrays.dock import Cargo
-from gradclip_core.arrays.immutable_door import ImmutableDoor
 from gradclip_core.errors import InvalidArgumentError, UnsupportedArrayError, show
 from gradclip_core.project import Project
 from gradclip_core.protocol import Backend
@@ -35,7 +34,7 @@ def fitting(cargo: Cargo, backend: Backend, asked: str, rule: Rule | None = None
         if docked.holder is None:
             continue
         where = f"{asked}, array '{cargo.first_path(i)}'"
-        if not docked.memory and not isinstance(docked.door, ImmutableDoor):  # those put what was made around it
+        if not docked.memory and not docked.immutable:  # those put what was made around it
             seen = f"it is {docked.holder.kind} and on {docked.device}, where nothing but plain arrays is served"
             raise UnsupportedArrayError(where, seen, "Pass it dense and whole, or in host memory")
         if into is not None:

@@ -73,7 +73,7 @@ def norm_by_operations(backend: Backend, cargo: Cargo, ord: float, mesh_axes: tu
 
 def symbolic(cargo: Cargo) -> bool:
     """Whether there are no values yet."""
-    return cargo.device.startswith("symbolic:")
+    return bool(cargo.arrays) and cargo.arrays[0].symbolic
 
 
 def operations_of(backend: Backend, cargo: Cargo) -> Operations:

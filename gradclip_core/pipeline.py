@@ -15,7 +15,6 @@ from gradclip_core import projected
 from gradclip_core.arrays.dock import Cargo, unload
 from gradclip_core.arrays.docked import Docked
 from gradclip_core.arrays.express import Fleet, new_alike
-from gradclip_core.arrays.immutable_door import ImmutableDoor
 from gradclip_core.arrays.symbols import of_one_program
 from gradclip_core.casting import Cast, cast_to, write_cast
 from gradclip_core.device import Answer, DeviceBackend
@@ -185,7 +184,7 @@ def _run_on_host(
 def _stay(arrays: Sequence[Docked], actions: Actions, moves: Sequence[Move]) -> bool:
     if moves or (actions.op != LEAVE).any():
         return False
-    return arrays.read_only if isinstance(arrays, Fleet) else all(isinstance(d.door, ImmutableDoor) for d in arrays)
+    return arrays.read_only if isinstance(arrays, Fleet) else all(docked.immutable for docked in arrays)
 
 
 def _write(

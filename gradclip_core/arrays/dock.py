@@ -106,7 +106,7 @@ def unload(container: Any, asked: str, *, in_place: bool = False, clips: bool = 
         try:
             docked = door.dock(leaf)
             if clips:
-                if not docked.device.startswith("symbolic:"):  # through those, derivatives are taken
+                if not docked.symbolic:  # through those, derivatives are taken
                     _refuse_parameter(leaf, door, in_place)
                 if docked.memory and hasattr(docked.door, "refuse_recorded"):  # derivatives go through operations alone
                     docked.door.refuse_recorded(docked.array)
@@ -117,7 +117,7 @@ def unload(container: Any, asked: str, *, in_place: bool = False, clips: bool = 
         # Where there is no memory, nothing can be shared; but an empty shard is one of an array that has some.
         there = (docked.pointer and 0 not in docked.shape) or docked.holder is not None
         # What nobody may write, nobody scales twice: of x + y, one object is the gradient of x and that of y.
-        key = docked.key if there and not _is_immutable(docked) else position
+        key = docked.key if there and not docked.immutable else position
         found = known.setdefault(key, len(arrays))
         if found == len(arrays):
             arrays.append(docked)
@@ -182,16 +182,12 @@ def _framework(kind: type) -> Any:
     return sys.modules["paddle" if "paddle" in names else "torch"]
 
 
-def _is_immutable(docked: Docked) -> bool:
-    return getattr(docked.door, "immutable", False)
-
-
 def _check_overlap(cargo: Cargo, asked: str) -> None:
     for device in {docked.device for docked in cargo.arrays}:
         here = [
             i
             for i, docked in enumerate(cargo.arrays)
-            if docked.device == device and docked.pointer and not _is_immutable(docked)
+            if docked.device == device and docked.pointer and not docked.immutable
         ]
         pair = overlapping_pair([cargo.arrays[i] for i in here])
         if pair is not None:

@@ -155,6 +155,16 @@ class Docked:
         return f"{self.dtype.name}, sparse" if sparse else self.dtype.name
 
     @property
+    def symbolic(self) -> bool:
+        """Whether it has no values yet: traced, or lazy."""
+        return self.device.startswith("symbolic:")
+
+    @property
+    def immutable(self) -> bool:
+        """Whether nobody ever writes it, so that it is as good as a copy of itself."""
+        return bool(getattr(self.door, "immutable", False))
+
+    @property
     def itemsize(self) -> int:
         """Bytes per element, a complex number being one element."""
         return self.dtype.itemsize * (2 if self.is_complex else 1)

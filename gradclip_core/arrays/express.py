@@ -82,17 +82,20 @@ def fleet_of(leaves: Sequence[Any], door: Door | None) -> Fleet | None:
     if read is None or door is None or len(set(map(type, leaves))) > 1:
         return None
     plain = getattr(door, "plain", None)  # of a PlainDoor; isinstance() of a protocol costs 15 µs
+    plain_first = getattr(door, "plain_first", False)
     views = None
     if plain is None:
         look = getattr(door, "views", None)
         views = None if look is None else look(leaves)
         if views is None:
             return None
-    elif getattr(door, "plain_first", False) and not plain(leaves):
+    elif plain_first and not plain(leaves):
         return None
     manifest: Manifest | None = read(leaves) if views is None else read(views, only_read=True)
     # Reading asks for the objects' memory ahead, so that whoever looks at them next finds it.
-    if manifest is None or (plain is not None and not plain(leaves)) or _share_memory(manifest):
+    if manifest is None or (plain is not None and not plain_first and not plain(leaves)):
+        return None
+    if views is None and _share_memory(manifest):  # of what nobody writes, nothing is scaled twice
         return None
     return Fleet(leaves, door, manifest, views)
 

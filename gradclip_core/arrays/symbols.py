@@ -18,7 +18,7 @@ def of_one_program(cargo: Cargo, asked: str, number: Docked | None = None) -> Ca
 
     ``number``: a traced bound or loss scale, which makes their program that of the gradients.
     """
-    traced = next((docked for docked in cargo.arrays if docked.device.startswith("symbolic:")), number)
+    traced = next((docked for docked in cargo.arrays if docked.symbolic), number)
     if traced is None:  # arrays that have values on a device: nothing is moved there in silence
         return cargo
     take: Callable[[Any], Docked] | None = getattr(traced.door, "constant", None)

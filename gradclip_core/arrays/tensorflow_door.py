@@ -133,7 +133,7 @@ class TensorFlowDoor(ImmutableDoor):
 
     def finish(self, new: Docked, like: Docked) -> Any:
         """See ``Door.finish``; what was worked out on a device stays there."""
-        if new.memory or like.device.startswith("symbolic:"):
+        if new.memory or like.symbolic:
             return super().finish(new, like)
         with tensorflow.device(_placed(like.array)):
             new.array = tensorflow.identity(new.array)
