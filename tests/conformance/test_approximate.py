@@ -99,7 +99,7 @@ def wrong(right: Callable[..., Any], **changes: Any) -> Callable[..., Any]:
     ("where", "name", "lie", "topic"),
     [
         (languages.Language, "summed", plain_sums, "approximate-long"),
-        (segments, "_power_of_two", unscaled, "approximate-size"),
+        (languages, "power_of_two", unscaled, "approximate-size"),
         (decided, "_shave", unshaved, "approximate-norms"),
         (segments, "sanitized", lambda language, v, dtype: np.nan_to_num(v, nan=1.0), "approximate-policies"),
         (operations._Call, "_overflow", lambda self, made, count: np.zeros_like(count), "approximate-overflow"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -264,3 +265,16 @@ made, norm = jax.jit(jax.shard_map(inside, mesh=mesh, in_specs=(specs,), out_spe
 assert (np.asarray(made["w"])[1:] == grads["w"][1:]).all()
 """
     run(code, 4)
+
+
+def loops_over(shape: str, n: int) -> int:
+    """How many different loops XLA has made of a clip of ``n`` arrays, of those that read one of them."""
+    compiled = jax.jit(lambda g: gc.clip_by_global_norm(g, 1.0, nonfinite="skip")[0]).lower([jnp.ones((5, 7))] * n)
+    bodies = re.findall(r"^%fused_computation[^\n]*\n(.*?)^}", compiled.compile().as_text(), re.MULTILINE | re.DOTALL)
+    plain = [re.sub(r", metadata=\{[^}]*\}|\.\d+|_\d+", "", body) for body in bodies]
+    return len({body for body in plain if re.search(re.escape(shape) + r"\{1,0\} parameter", body)})
+
+
+def test_arrays_of_one_shape_share_their_loops() -> None:
+    """XLA compiles equal loops once: what a program costs to compile is a matter of its shapes, not of its arrays."""
+    assert loops_over("f32[5,7]", 12) == loops_over("f32[5,7]", 3) > 0

@@ -20,14 +20,16 @@ GIVES_UP = ("raise", "skip", "zero")
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """For each segment the two multipliers, whether anything is done to it, and whether it becomes 0."""
+    """For each scope the two multipliers, whether anything is done to it, and whether it becomes 0."""
 
+    ids: IntArray
+    """For each segment the scope that it is of."""
     first: Any
     second: Any
     touched: Any
     zero: Any
     factor: Any
-    """The product of the two."""
+    """The product of the two, for each segment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def inverse_of(scene: Scene) -> tuple[Any, Any]:
     return inverse, ~valid if after is None else ~valid | after
 
 
-def decide_norms(scene: Scene, found: Measured, inverse: Any, *, sanitize: bool) -> tuple[Decision, Any, Any, Any]:
+def decide_norms(scene: Scene, found: Measured, inverse: Any) -> tuple[Decision, Any, Any, Any]:
     """Radial clipping: scope by scope, ``factor = min(1, max_norm/norm) · inverse``.
 
     Returns the decision, whether anything is clipped, the norm after, and whether weights that give limits are bad.
@@ -113,17 +115,19 @@ def decide_norms(scene: Scene, found: Measured, inverse: Any, *, sanitize: bool)
         first, second = (xp.where(bad, one, part) for part in (first, second))
     # Also where the norm counts as 0, because what it is of is flushed to zero.
     zero = (limits.value == 0) & xp.isfinite(norms.root)
-    parts = (first, second, clips | (plain != 1) | lost | zero, zero, total)
+    touched = clips | (plain != 1) | lost | zero
+    first, second, touched, zero, total = scene.language.settled((first, second, touched, zero, total))
     if not (ids.size == limits.value.shape[0] and (ids == np.arange(ids.size)).all()):
-        index = scene.language.index(ids, first)
-        parts = tuple(xp.take(part, index, axis=0) for part in parts)
-    first, second, touched, zero, total = scene.language.settled(parts)
-    if sanitize:
-        touched = touched | (found.infs + found.nans > 0)
+        total = xp.take(total, scene.language.index(ids, total), axis=0)
     left = xp.where(xp.isfinite(norms.root), aimed / limits.unit, norms.root * 0.0)
     left = held(scene.language, left, norms.root)
     after = xp.where(over, left, scene.value(norms, inverse))
-    return Decision(first, second, touched, zero, total), xp.any(over | lost), _together(xp, after, task.ord), fault
+    return (
+        Decision(ids, first, second, touched, zero, total),
+        xp.any(over | lost),
+        _together(xp, after, task.ord),
+        fault,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,10 @@
 """What is special to a framework whose arrays are worked on without their memory: its names, its widest float.
 
-Most speak the array API standard. JAX adds a sum that a compiler keeps in order, and collectives over a mesh.
+Most speak the array API standard; JAX and TensorFlow have files of their own.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 import math
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gradclip_core.errors import BackendError, InvalidArgumentError
+from gradclip_core.errors import BackendError
 
 Pair = tuple[Any, Any]
 
@@ -62,6 +61,14 @@ class Language:
         """Numbers that are computed once, and not again wherever one of them is used."""
         return values
 
+    def powers_of_two(self, magnitudes: Sequence[Any]) -> Sequence[Any]:
+        """See ``power_of_two``, for arrays of one axis: for all of them at once, since it is many operations."""
+        powers, made, first = power_of_two(self, joined(self.xp, magnitudes)), [], 0
+        for here in magnitudes:
+            made.append(powers[first : first + here.shape[0]])
+            first += here.shape[0]
+        return made
+
     def parts(self, x: Any) -> Pair:
         """Real and imaginary parts."""
         return self.xp.real(x), self.xp.imag(x)
@@ -81,75 +88,16 @@ class Language:
             return total, self.xp.zeros_like(total)
         return halved(self.xp, terms, axes)
 
+    def extremes(self, magnitudes: Any, infs: Any, nans: Any, axes: tuple[int, ...]) -> tuple[Any, Any, Any]:
+        """Over some axes: the largest of numbers >= 0, of which no derivative is taken, and two counts."""
+        xp = self.xp
+        return xp.max(magnitudes, axis=axes), xp.sum(infs, axis=axes), xp.sum(nans, axis=axes)
+
     def over_mesh(self, x: Any, axes: Sequence[str], like: Any, *, largest: bool) -> Any:
         """The sum, or the largest, of the values that the shards along some mesh axes have."""
         raise BackendError(
             f"array_api, mesh_axes={tuple(axes)!r}", "only JAX has named mesh axes", "Leave mesh_axes out"
         )
-
-
-class Jax(Language):
-    """JAX: float64 where ``jax_enable_x64`` is on; compensated float32 otherwise."""
-
-    def __init__(self, namespace: Any) -> None:
-        super().__init__(namespace)
-        self.jax: Any = sys.modules["jax"]
-        self.wide_name = "float64" if self.jax.config.jax_enable_x64 else "float32"
-
-    def still(self, x: Any) -> Any:
-        """See ``Language.still``."""
-        return self.jax.lax.stop_gradient(x)
-
-    def settled(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        """See ``Language.settled``: XLA would put them into the loop over each array, and compile them as often.
-
-        It keeps no barrier on the CPU, but a sort, here of what is in order, goes into no loop of another.
-        """
-        xp, lax = self.xp, self.jax.lax
-        flat = [xp.reshape(value, (-1,)) for value in values]
-        count = flat[0].shape[0]
-        if count == 1:  # of one there would be nothing to sort
-            flat = [xp.concat([value, value]) for value in flat]
-        _, *done = lax.sort((lax.iota(np.int32, flat[0].shape[0]), *flat), num_keys=1)
-        return tuple(xp.reshape(v[:count], value.shape) for v, value in zip(done, values, strict=True))
-
-    def index(self, values: Any, like: Any) -> Any:
-        """See ``Language.index``; where x64 is off there is no int64."""
-        return self.xp.asarray(np.asarray(values, np.int32))
-
-    def joined(self, real: Any, imaginary: Any, like: Any) -> Any:
-        """See ``Language.joined``."""
-        return self.jax.lax.complex(real, imaginary)
-
-    def summed(self, terms: Any, axes: tuple[int, ...]) -> Pair:
-        """See ``Language.summed``."""
-        if self.exact:
-            return super().summed(terms, axes)
-        pair: Pair = _jax_summed()(terms, axes)
-        return pair
-
-    def over_mesh(self, x: Any, axes: Sequence[str], like: Any, *, largest: bool) -> Any:
-        """See ``Language.over_mesh``: over those of the axes along which the array differs, where JAX keeps account."""
-        jax = self.jax
-        varying = _varying(jax.typeof(like))
-        # An index differs along its axis; where JAX does not say so, it keeps no account (check_vma=False).
-        try:
-            axes = tuple(a for a in axes if a in varying or a not in _varying(jax.typeof(jax.lax.axis_index(a))))
-        except NameError as error:
-            raise InvalidArgumentError(
-                f"mesh_axes={tuple(axes)!r}",
-                f"there is no such mesh axis here ({str(error).partition(chr(10))[0]})",
-                "Name axes of the mesh of the jax.shard_map around this call, or leave mesh_axes out",
-            ) from error
-        if not axes:
-            return x
-        return self.still(jax.lax.pmax(self.still(x), axes)) if largest else jax.lax.psum(x, axes)
-
-
-def _varying(kind: Any) -> Any:
-    """The mesh axes along which an array differs, as its type says since JAX 0.10, and before."""
-    manual = getattr(kind, "manual_axis_type", None)
-    return getattr(kind, "vma", frozenset()) if manual is None else manual.varying
 
 
 class Torch(Language):
@@ -248,30 +196,35 @@ def halved(xp: Any, terms: Any, axes: tuple[int, ...]) -> Pair:
     return xp.reshape(pair[0], shape), xp.reshape(pair[1], shape)
 
 
-@functools.cache
-def _jax_summed() -> Any:
-    """Sums of pairs by ``lax.reduce``, one axis after the other: never reshaped, so that shards stay where they are."""
-    jax: Any = sys.modules["jax"]
-    jnp, lax, zero = jax.numpy, jax.lax, np.float32(0)
+def power_of_two(language: Language, largest: Any) -> Any:
+    """A power of two that brings each number to [1, 2), or as near to that as a normal one with a normal inverse can.
 
-    @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-    def summed(terms: Any, axes: tuple[int, ...]) -> Any:
-        pair = terms, jnp.zeros_like(terms)
-        for axis in sorted(axes, reverse=True):
-            pair = lax.reduce(pair, (zero, zero), add, (axis,))
-        return tuple(pair)
+    By comparisons: no framework's ``log2`` or ``exp2`` is promised to be exact.
+    """
+    xp = language.xp
+    steps = [2**k for k in range(9 if language.exact else 6, -1, -1)]
+    y, scale = largest, xp.ones_like(largest)
+    for k in steps:
+        big = y >= 2.0**k
+        y, scale = xp.where(big, y * 2.0**-k, y), xp.where(big, scale * 2.0**-k, scale)
+    for k in steps:
+        small = y < 2.0 ** (1 - k)
+        y, scale = xp.where(small, y * 2.0**k, y), xp.where(small, scale * 2.0**k, scale)
+    end = 2.0 ** (2 * steps[0] - 2)  # ±1 beyond is where a number or its inverse is no normal one
+    scale = xp.where(scale > end, xp.zeros_like(scale) + end, scale)
+    return language.still(xp.where(scale < 1 / end, xp.zeros_like(scale) + 1 / end, scale))
 
-    @summed.defjvp  # type: ignore[untyped-decorator, unused-ignore]
-    def _(axes: tuple[int, ...], primals: Any, tangents: Any) -> Any:
-        slope = jnp.sum(tangents[0], axis=axes)
-        return summed(primals[0], axes), (slope, jnp.zeros_like(slope))
 
-    return summed
+def joined(xp: Any, parts: Sequence[Any]) -> Any:
+    """One after the other, as one array."""
+    return parts[0] if len(parts) == 1 else xp.concat(list(parts))
 
 
 def language_of(array: Any, wide: bool) -> Language:
     """How to speak to an array's framework. ``wide``: about float64."""
     if (jax := sys.modules.get("jax")) and isinstance(array, jax.Array):
+        from gradclip_backends.array_api.jax_language import Jax
+
         return Jax(jax.numpy)
     if (tensorflow := sys.modules.get("tensorflow")) and isinstance(array, tensorflow.Tensor):
         from gradclip_backends.array_api.tensorflow_language import TensorFlow

@@ -12,7 +12,7 @@ from gradclip_backends.array_api.decided import GIVES_UP, Decision, Scene, decid
 from gradclip_backends.array_api.languages import Language, language_of
 from gradclip_backends.array_api.segments import Kinds, Measured, along, measured, sanitized
 from gradclip_core.operations import Answer, Task
-from gradclip_core.protocol import FLOAT64, DType
+from gradclip_core.protocol import FLOAT64, DType, IntArray
 
 DEVICES = ("gpu", "mps", "symbolic", "tpu", "xpu")
 """Kinds of places whose arrays are worked on by operations."""
@@ -80,6 +80,7 @@ class _Call:
             np.repeat(np.arange(len(full)), self.rows),
         )  # fmt: skip
         self.language, self.arrays, self.kinds = self.scene.language, here, kinds
+        self.ends = np.cumsum(self.rows)
         self.xp = self.language.xp
         self.sanitize = task.nonfinite == "sanitize"
         self.may_grow = task.nonfinite != "propagate" and (task.loss_scale is not None or task.inverse > 1)
@@ -105,9 +106,11 @@ class _Call:
         if task.bounds is not None:
             made, clipped, written, factor = self._clamped(inverse, found)
         else:
-            decision, clipped, after, bad = decide_norms(scene, found, inverse, sanitize=self.sanitize)
+            decision, clipped, after, bad = decide_norms(scene, found, inverse)
             fault = bad if fault is None else fault if bad is None else fault | bad
-            made, written, factor = self._multiplied(decision), xp.any(decision.touched), decision.factor
+            made, written, factor = self._multiplied(decision, found), xp.any(decision.touched), decision.factor
+        if self.sanitize:
+            written = written | (infs + nans > 0)
         overflow = self._overflow(made, infs)
         give_up = xp.zeros_like(clipped)
         if task.nonfinite in GIVES_UP:
@@ -146,12 +149,16 @@ class _Call:
 
     # ---- the write -------------------------------------------------------------------------------
 
-    def _multiplied(self, decision: Decision) -> list[Any]:
+    def _multiplied(self, decision: Decision, found: Measured) -> list[Any]:
         made, xp = [], self.xp
+        cleaned = found.infs + found.nans > 0
         for i, (x, kind) in enumerate(zip(self.arrays, self.kinds, strict=True)):
             first, second, touched, zero = (
-                self._broadcast(part, i) for part in (decision.first, decision.second, decision.touched, decision.zero)
+                self._broadcast(self._of_scopes(values, decision.ids, i), i)
+                for values in (decision.first, decision.second, decision.touched, decision.zero)
             )
+            if self.sanitize:
+                touched = touched | self._broadcast(cleaned[self._segments(i)], i)
 
             def multiplied(v: Any, first: Any = first, second: Any = second, zero: Any = zero) -> Any:
                 y = v * first * second
@@ -184,8 +191,6 @@ class _Call:
             made.append(y if unscales else xp.where(touched, y, x))
         clipped = xp.any(xp.stack(beyond))
         written = xp.ones_like(clipped) if unscales else clipped
-        if self.sanitize:
-            written = written | xp.any(found.infs + found.nans > 0)
         return made, clipped, written, xp.ones_like(found.scales) * inverse
 
     def _each(self, x: Any, kind: tuple[DType, bool], work: Callable[[Any], Any]) -> Any:
@@ -217,18 +222,27 @@ class _Call:
 
     # ---- from segments to arrays -----------------------------------------------------------------
 
+    def _segments(self, i: int) -> slice:
+        """Which segments an array's are."""
+        return slice(int(self.ends[i] - self.rows[i]), int(self.ends[i]))
+
+    def _of_scopes(self, values: Any, ids: IntArray, i: int) -> Any:
+        """For each of an array's segments the number of its scope."""
+        ids = ids[self._segments(i)]
+        first = int(ids[0])
+        if (ids == np.arange(first, first + ids.size)).all():
+            return values[first : first + ids.size]
+        return self.xp.take(values, self.language.index(ids, values), axis=0)
+
     def _broadcast(self, values: Any, i: int) -> Any:
         """The numbers of an array's segments in a shape that goes with the array's."""
-        first = int(self.rows[:i].sum())
         x, reduced = self.arrays[i], self.scene.axes[i]
-        over = tuple(range(x.ndim)) if reduced is None else reduced
-        return along(self.xp, values[first : first + int(self.rows[i])], x.shape, over)
+        return along(self.xp, values, x.shape, tuple(range(x.ndim)) if reduced is None else reduced)
 
     def _grouped(self, x: Any, fold: Any) -> Any:
         if (self.rows == 1).all():
             return x
-        ends = np.cumsum(self.rows)
-        return self.xp.stack([fold(x[int(end - n) : int(end)]) for end, n in zip(ends, self.rows, strict=True)])
+        return self.xp.stack([fold(x[self._segments(i)]) for i in range(len(self.rows))])
 
     def _spread(self, values: Any, otherwise: float) -> Any:
         """For all arrays, those without elements too."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gradclip_backends.array_api.languages import Language, Pair, add
+from gradclip_backends.array_api.languages import Language, Pair, add, joined
 from gradclip_core.operations import Axes
 from gradclip_core.protocol import FLOAT16, FLOAT64, DType, IntArray
 
@@ -112,7 +112,8 @@ def measured(
     found: list[list[Any]] = []
     for x, (dtype, is_complex), over in zip(arrays, kinds, every, strict=True):
         parts = [language.cast(part, language.wide) for part in (language.parts(x) if is_complex else (x,))]
-        looks = [_looked_at(language, part, over, dtype if sanitize else None) for part in parts]
+        cleaned = dtype if sanitize else None
+        looks = [_looked_at(language, part, over, cleaned, slopes=ord == math.inf) for part in parts]
         values.append([_finite(xp, v) for v, *_ in looks] if gives_up else [v for v, *_ in looks])
         largest, infs, nans = looks[0][1:]
         if is_complex:
@@ -121,23 +122,20 @@ def measured(
             largest = language.over_mesh(largest, mesh_axes, x, largest=True)
             infs, nans = (language.over_mesh(n, mesh_axes, x, largest=False) for n in (infs, nans))
         found.append([xp.reshape(n, (-1,)) for n in (largest, infs, nans)])
-    largest, infs, nans = (_joined(xp, column) for column in zip(*found, strict=True))
-    still = language.still(largest)
-    scales = xp.ones_like(still)
-    if not _needs_no_scale(language, kinds):
-        (scales,) = language.settled((_power_of_two(language, still),))
-    pairs, first = [], 0
-    for x, parts, over, (here, *_) in zip(arrays, values, every, found, strict=True):
-        stop = first + here.shape[0]
-        scale, unit = (along(xp, v[first:stop], x.shape, over) for v in (scales, still * scales))
-        first = stop
+    largest, infs, nans = (joined(xp, column) for column in zip(*found, strict=True))
+    stills = [language.still(here) for here, *_ in found]
+    scales = [xp.ones_like(v) for v in stills] if _needs_no_scale(language, kinds) else language.powers_of_two(stills)
+    pairs = []
+    for x, parts, over, still, power in zip(arrays, values, every, stills, scales, strict=True):
+        scale, unit = (along(xp, v, x.shape, over) for v in (power, still * power))
         sums = [language.summed(_terms(xp, part * scale, ord, unit), over) for part in parts]
         pair = sums[0] if len(sums) == 1 else add(*sums)
         if mesh_axes:
             pair = tuple(language.over_mesh(part, mesh_axes, x, largest=False) for part in pair)
         pairs.append([xp.reshape(part, (-1,)) for part in pair])
-    high, low = (_joined(xp, column) for column in zip(*pairs, strict=True))
-    return Measured(language, ord, scales, (high, low), largest * scales, infs, nans, sanitize)
+    high, low = (joined(xp, column) for column in zip(*pairs, strict=True))
+    scale = joined(xp, scales)
+    return Measured(language, ord, scale, (high, low), largest * scale, infs, nans, sanitize)
 
 
 def along(xp: Any, values: Any, shape: tuple[int, ...], over: tuple[int, ...]) -> Any:
@@ -147,17 +145,24 @@ def along(xp: Any, values: Any, shape: tuple[int, ...], over: tuple[int, ...]) -
     return xp.reshape(values, tuple(1 if axis in over else n for axis, n in enumerate(shape)))
 
 
-def _looked_at(language: Language, v: Any, over: tuple[int, ...], dtype: DType | None) -> tuple[Any, Any, Any, Any]:
-    """The values, sanitized where a dtype says how; their largest finite magnitude; how many are infinite, and NaN."""
+def _looked_at(
+    language: Language, v: Any, over: tuple[int, ...], dtype: DType | None, *, slopes: bool
+) -> tuple[Any, Any, Any, Any]:
+    """The values, sanitized where a dtype says how; their largest finite magnitude; how many are infinite, and NaN.
+
+    ``slopes``: that magnitude is a result, of which derivatives may be taken.
+    """
     xp = language.xp
     infs, nans = xp.isinf(v), xp.isnan(v)
     if dtype is not None:
         v = sanitized(language, v, dtype)
     finite = xp.abs(v if dtype is not None else xp.where(infs | nans, xp.zeros_like(v), v))
     counts = [language.cast(mask, xp.int32) for mask in (infs, nans)]
-    if over:
-        finite, counts = xp.max(finite, axis=over), [xp.sum(count, axis=over) for count in counts]
-    return v, finite, counts[0], counts[1]
+    if not over:
+        return v, finite, counts[0], counts[1]
+    if not slopes:
+        return v, *language.extremes(finite, counts[0], counts[1], over)
+    return v, xp.max(finite, axis=over), *(xp.sum(count, axis=over) for count in counts)
 
 
 def _finite(xp: Any, v: Any) -> Any:
@@ -180,10 +185,6 @@ def _terms(xp: Any, v: Any, ord: float, unit: Any) -> Any:
     return (xp.abs(v) / xp.where(unit > 0, unit, xp.ones_like(unit))) ** ord
 
 
-def _joined(xp: Any, parts: Sequence[Any]) -> Any:
-    return parts[0] if len(parts) == 1 else xp.concat(list(parts))
-
-
 def _picker(language: Language, members: IntArray, like: Any) -> Callable[[Any], Any]:
     if members.size == like.shape[0]:
         return lambda x: x
@@ -202,22 +203,3 @@ def _with_nonfinite(language: Language, norms: Any, infs: Any, nans: Any, saniti
 def _needs_no_scale(language: Language, kinds: Kinds) -> bool:
     """Whether the wide type holds the squares of all that the storage types hold."""
     return all(dtype is FLOAT16 or (language.exact and dtype is not FLOAT64) for dtype, _ in kinds)
-
-
-def _power_of_two(language: Language, largest: Any) -> Any:
-    """A power of two that brings each number to [1, 2), or as near to that as a normal one with a normal inverse can.
-
-    By comparisons: no framework's ``log2`` or ``exp2`` is promised to be exact.
-    """
-    xp = language.xp
-    steps = [2**k for k in range(9 if language.exact else 6, -1, -1)]
-    y, scale = largest, xp.ones_like(largest)
-    for k in steps:
-        big = y >= 2.0**k
-        y, scale = xp.where(big, y * 2.0**-k, y), xp.where(big, scale * 2.0**-k, scale)
-    for k in steps:
-        small = y < 2.0 ** (1 - k)
-        y, scale = xp.where(small, y * 2.0**k, y), xp.where(small, scale * 2.0**k, scale)
-    end = 2.0 ** (2 * steps[0] - 2)  # ±1 beyond is where a number or its inverse is no normal one
-    scale = xp.where(scale > end, xp.zeros_like(scale) + end, scale)
-    return language.still(xp.where(scale < 1 / end, xp.zeros_like(scale) + 1 / end, scale))
