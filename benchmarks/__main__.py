@@ -23,6 +23,7 @@ from benchmarks import (
     bench_amp,
     bench_dock,
     bench_global_norm,
+    bench_jit,
     bench_memory,
     bench_norm,
     bench_optim,
@@ -69,6 +70,7 @@ ON_THE_CPU: dict[str, Callable[[Settings], Sequence[Timed]]] = {
     "memory": bench_memory.cases,
     "projection": bench_projection.cases,
     "dock": bench_dock.cases,
+    "jit": bench_jit.cases,
 }
 PACKAGES = {"dock": bench_dock.packages}
 """Whose versions are noted, where those are not the usual ones."""

@@ -105,7 +105,7 @@ class Form:
         values: Sequence[FloatArray] = (),
     ) -> Form:
         """A form whose numbers may be the same for all segments."""
-        spread = (np.broadcast_to(np.asarray(v, np.float64), (segments,)).copy() for v in (a, b, c))
+        spread = (np.full(segments, v, np.float64) for v in (a, b, c))
         return cls(kind, next(spread), next(spread), next(spread), e, companions, values)
 
 

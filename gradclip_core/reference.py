@@ -41,18 +41,27 @@ _CHUNK = 64 * BLOCK
 
 def block_sums(v: FloatArray) -> FloatArray:
     """One number per block of 4096: the 16 rows in order, then the 256 lanes folded in halves."""
-    blocks = max(1, -(-v.size // BLOCK))
-    padded = np.zeros(blocks * BLOCK)
+    blocks, used, width = _extent(v.size)
+    padded = np.zeros(blocks * used * LANES)
     padded[: v.size] = v
-    rows = padded.reshape(blocks, ROWS, LANES)
+    rows = padded.reshape(blocks, used, LANES)
     lanes = rows[:, 0]
-    for r in range(1, ROWS):
+    for r in range(1, used):
         lanes = lanes + rows[:, r]
-    width = LANES // 2
     while width:
         lanes = lanes[:, :width] + lanes[:, width : 2 * width]
         width //= 2
     return lanes[:, 0]
+
+
+def _extent(size: int) -> tuple[int, int, int]:
+    """Blocks, the rows of each, and half of the lanes that are folded.
+
+    A short vector's block ends a row of zeros after its last element, and is folded from where its lanes are no
+    zeros: that row has made -0 of the elements 0, and then zeros change nothing.
+    """
+    rows = min(ROWS, -(-size // LANES) + 1)
+    return max(1, -(-size // BLOCK)), rows, min(LANES, 1 << max(0, size - 1).bit_length()) // 2
 
 
 def tree_sum(v: FloatArray) -> float:
@@ -98,14 +107,13 @@ def add_pairs(a: tuple[FloatArray, FloatArray], b: tuple[FloatArray, FloatArray]
 
 def block_sums_carried(v: FloatArray, carry: FloatArray) -> tuple[FloatArray, FloatArray]:
     """``block_sums``, with a carry for each element and each block."""
-    blocks = max(1, -(-v.size // BLOCK))
-    padded = np.zeros((2, blocks * BLOCK))
+    blocks, used, width = _extent(v.size)
+    padded = np.zeros((2, blocks * used * LANES))
     padded[0, : v.size], padded[1, : v.size] = v, carry
-    rows = padded.reshape(2, blocks, ROWS, LANES)
+    rows = padded.reshape(2, blocks, used, LANES)
     lanes = rows[0, :, 0], rows[1, :, 0]
-    for r in range(1, ROWS):
+    for r in range(1, used):
         lanes = add_pairs(lanes, (rows[0, :, r], rows[1, :, r]))
-    width = LANES // 2
     while width:
         left = lanes[0][:, :width], lanes[1][:, :width]
         right = lanes[0][:, width : 2 * width], lanes[1][:, width : 2 * width]

@@ -11,8 +11,6 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy.typing as npt
-
 from gradclip_core.arrays.docked import Docked, Door, Refused
 from gradclip_core.arrays.layout import view
 from gradclip_core.errors import UnsupportedArrayError
@@ -25,6 +23,7 @@ _CURE = "Make it dense, with nn.Embedding(sparse=False)"
 class Rows:
     """See ``Holder``. ``stored`` has no row twice, and its values are what is docked."""
 
+    door: Door
     stored: Any
     original: Any
     """The user's tensor; None for new memory."""
@@ -47,15 +46,16 @@ class Rows:
         with paddle.no_grad():
             made = paddle.nn.clip.merge_selected_rows(self.stored)
         places = {row: place for place, row in enumerate(self.stored.rows())}
-        source = _elements(values)
-        _elements(made._get_tensor_from_selected_rows())[...] = source[[places[row] for row in made.rows()]]
+        source = view(self.door.dock(values))
+        view(self.door.dock(made._get_tensor_from_selected_rows()))[...] = source[[places[row] for row in made.rows()]]
         return made
 
     def after_write(self, values: Any) -> None:
         """See ``Holder.after_write``. The rows themselves have no version that could be told of it."""
         if self.original is None or self.stored is self.original:
             return
-        merged, target = _elements(values), _elements(self.original._get_tensor_from_selected_rows())
+        merged = view(self.door.dock(values))
+        target = view(self.door.dock(self.original._get_tensor_from_selected_rows()))
         places = {row: place for place, row in enumerate(self.stored.rows())}
         for here, row in enumerate(self.original.rows()):
             place = places.pop(row, None)
@@ -76,12 +76,5 @@ def dock_rows(door: Door, x: Any) -> Docked:
     docked = door.dock(values if stored is x else stored._get_tensor_from_selected_rows())
     shape = (x.get_selected_rows().height(), *docked.shape[1:])
     key = (values.data_ptr(), tuple(rows), shape, docked.dtype.name) if rows else (id(x),)
-    docked.holder = Rows(stored, x, shape, key, None if stored is x else door.dock(values))
+    docked.holder = Rows(door, stored, x, shape, key, None if stored is x else door.dock(values))
     return docked
-
-
-def _elements(values: Any) -> npt.NDArray[Any]:
-    """The memory of a dense tensor of Paddle's, as opaque items."""
-    from gradclip_core.arrays.paddle_door import DOOR
-
-    return view(DOOR.dock(values))

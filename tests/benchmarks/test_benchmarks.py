@@ -57,6 +57,7 @@ def test_the_page_of_frameworks_has_the_table_that_the_files_give() -> None:
     text = docked.PAGE.read_text(encoding="utf-8")
     assert docked.filled(text) == text, "run: python -m benchmarks readme"
     assert "| PyTorch | " in text
+    assert "| clip | 4 arrays" in text
 
 
 def test_a_line_through_points_of_one() -> None:

@@ -13,6 +13,7 @@ import gradclip_core as gc
 from gradclip_core import sets
 from tests.sets.small import ROUNDOFF, Array, adversaries, drawn, normal, wide
 
+LONG = np.longdouble
 POWERS = (1.1, 1.5, 3.0, 10.0)
 ADVERSARIES = adversaries()
 
@@ -26,24 +27,29 @@ def norm_of(v: Array, p: float) -> Any:
     return top * np.sum((np.abs(v) / top) ** np.longdouble(p)) ** (1 / np.longdouble(p)) if top else top
 
 
-def shrunk(m: Array, a: Any, p: float) -> Array:
-    """``z + a·z^(p-1) = m`` by 120 halvings of [0, m]."""
-    low, high = np.zeros_like(m), m.copy()
-    for _ in range(120):
-        z = (low + high) / 2
-        below = z + a * z ** np.longdouble(p - 1) < m
-        low, high = np.where(below, z, low), np.where(below, high, z)
-    return high
+def solved(g: Array, p: float, radius: float) -> Array:
+    """The projection, by bisection and Newton's method on logarithms: nothing in it leaves the range."""
+    m = np.abs(g.astype(LONG)) / LONG(radius)
+    m[m == 0] = LONG(2.0) ** -9000
+    logs, power = np.log2(m), LONG(p) - 1
 
+    def shrunk(a: Any) -> Array:
+        """``z + 2^a·z^(p-1) = m``. The left side's logarithm is convex in z's, so from ``m`` Newton falls to z."""
+        t = logs
+        for _ in range(100):
+            left = np.logaddexp2(t, a + power * t)
+            if (left - logs <= LONG(2.0) ** -61 * (np.abs(a) + np.abs(t) + 1)).all():  # but for its roundings
+                found: Array = np.exp2(t)
+                return found
+            share = np.exp2(t - left)
+            t = t - (left - logs) / (share + power * (1 - share))
+        raise AssertionError(f"Newton's method has not ended: {g}, {p}, {radius}, 2^{a}")
 
-def expected(v: Array, p: float, radius: float) -> Array:
-    low, high = np.longdouble(-400), np.longdouble(400)
-    top = np.max(np.abs(v))
-    for _ in range(90):
+    low, high = LONG(-3000), LONG(6000)
+    for _ in range(80):
         middle = (low + high) / 2
-        outside = norm_of(shrunk(np.abs(v) / top, np.exp2(middle), p), p) > radius / top
-        low, high = (middle, high) if outside else (low, middle)
-    point: Array = np.sign(v) * shrunk(np.abs(v) / top, np.exp2(high), p) * top
+        low, high = (middle, high) if norm_of(shrunk(middle), p) > 1 else (low, middle)
+    point: Array = np.sign(g) * shrunk(high) * LONG(radius)
     return point
 
 
@@ -80,7 +86,7 @@ def test_small_problems(seed: int, p: float) -> None:
         radius = float(part * norm_of(flat(grads), p))
         made = check(grads, p, radius)
         np.testing.assert_allclose(
-            flat(made).astype(float), expected(flat(grads), p, radius).astype(float), rtol=1e-9, atol=1e-11 * radius
+            flat(made).astype(float), solved(flat(grads), p, radius).astype(float), rtol=1e-9, atol=1e-11 * radius
         )
 
 
@@ -125,7 +131,7 @@ def test_every_dtype_and_scope(dtype: str, scope: str) -> None:
     assert [x.tobytes() for x in inplace] == [x.tobytes() for x in made]
     parts = [(made, grads)] if scope == "global" else [([y], [g]) for y, g in zip(made, grads, strict=True)]
     for y, g in parts:
-        point = expected(flat(g) / 4, 3.0, 1.0)
+        point = solved(flat(g) / 4, 3.0, 1.0)
         assert np.abs(flat(y) - point).max() <= 2 * ROUNDOFF[dtype] * np.abs(point).max() + 1e-11
 
 

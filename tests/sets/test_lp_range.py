@@ -11,35 +11,11 @@ import gradclip_core as gc
 from gradclip_core import reference_forms, sets
 from gradclip_core.sets import lp
 from tests.sets.small import ROUNDOFF, Array, normal
-from tests.sets.test_lp import norm_of
+from tests.sets.test_lp import LONG, norm_of, solved
 
-LONG = np.longdouble
 G = np.array([3.0, -1.0, 0.5])
 BESIDE = LONG(2.0) ** -36
 """How far a result may be from the projection, beside its largest element."""
-
-
-def solved(g: Array, p: float, radius: float) -> Array:
-    """The projection by bisection of logarithms in extended precision: nothing in it leaves the range."""
-    m = np.abs(g.astype(LONG)) / LONG(radius)
-    m[m == 0] = LONG(2.0) ** -9000
-    power = LONG(p) - 1
-
-    def shrunk(a: Any) -> Array:
-        low, high = np.full_like(m, -12000), np.log2(m)
-        for _ in range(90):
-            middle = (low + high) / 2
-            below = np.logaddexp2(middle, a + power * middle) < np.log2(m)
-            low, high = np.where(below, middle, low), np.where(below, high, middle)
-        found: Array = np.exp2(high)
-        return found
-
-    low, high = LONG(-3000), LONG(6000)
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if norm_of(shrunk(middle), p) > 1 else (low, middle)
-    point: Array = np.sign(g) * shrunk(high) * LONG(radius)
-    return point
 
 
 def gap(g: Array, y: Array, p: float, radius: float) -> float:

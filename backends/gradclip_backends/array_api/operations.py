@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from gradclip_backends.array_api.decided import GIVES_UP, Decision, Scene, decide_norms, inverse_of, most
-from gradclip_backends.array_api.languages import Language, language_of
+from gradclip_backends.array_api.language_of import language_of
+from gradclip_backends.array_api.languages import Language
 from gradclip_backends.array_api.segments import Kinds, Measured, along, measured, sanitized
 from gradclip_core.operations import Answer, Task
 from gradclip_core.protocol import FLOAT64, DType, IntArray

@@ -36,7 +36,9 @@ class NumbaPasses:
         found = np.zeros((len(moments), segments(buffers)))
         rows = np.repeat(np.arange(len(buffers)), [buffer.rows for buffer in buffers])
         for group in _alike(buffers, form.companions, out or ()):
-            pick = np.flatnonzero(np.isin(rows, group))
+            taken = np.zeros(len(buffers), np.bool_)
+            taken[group] = True
+            pick = np.flatnonzero(taken[rows])
             if not pick.size:  # arrays of no rows
                 continue
             here = [buffers[i] for i in group]
