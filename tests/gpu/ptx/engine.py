@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,7 +13,7 @@ from tests.gpu.ptx.machine import STEPS, Machine
 from tests.gpu.ptx.parse import parse
 from tests.gpu.ptx.syntax import Variable
 from tests.gpu.ptx.types import Array
-from tests.gpu.toolkit import nvrtc
+from tests.gpu.toolkit import archs
 
 
 class PtxProgram:
@@ -78,10 +77,5 @@ class PtxEngine:
     def compile(self, source: str, options: Sequence[str]) -> PtxProgram:
         """Compile as CuPy does, which adds ``-ftz=true``. Raises ``CompileFault``."""
         own = [option for option in options if not option.startswith(("-arch", "--gpu-architecture"))]
-        text = _ptx(source, (*own, f"-arch=compute_{self.arch}", "-ftz=true"))
+        text = archs.assembly(source, (*own, f"-arch=compute_{self.arch}", "-ftz=true"))
         return PtxProgram(text, self.seed, self.steps)
-
-
-@functools.cache
-def _ptx(source: str, options: tuple[str, ...]) -> str:
-    return nvrtc.compile(source, options, "ptx")[0].decode()

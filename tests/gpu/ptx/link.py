@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tests.gpu.ptx.alu import Plan
 from tests.gpu.ptx.syntax import Address, Function, Group, Instruction, Module, Name, Operand, Variable
 
 RETURNED = "(returned)"
@@ -43,6 +44,8 @@ class Kernel:
     max_threads: int = 0
     depth: int = 1
     """Of the deepest chain of calls."""
+    plans: dict[int, Plan] = field(default_factory=dict)
+    """Place of an instruction that has been executed -> what it does to registers."""
 
 
 def link(module: Module, name: str) -> Kernel:

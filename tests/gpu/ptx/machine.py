@@ -150,10 +150,11 @@ class Machine:
         if instruction.opcode == RETURNED:
             call = self.kernel.calls[place]
             return lambda lanes: self._copy(lanes, [(its, own) for own, its in call.results])
-        return self._arithmetic(instruction)
+        return self._arithmetic(place, instruction)
 
-    def _arithmetic(self, instruction: Instruction) -> Step:
-        made = plan(instruction)
+    def _arithmetic(self, place: int, instruction: Instruction) -> Step:
+        plans = self.kernel.plans  # every launch's
+        made = plans[place] = plans.get(place) or plan(instruction)
         readers = [reader(self.grid, operand, type) for operand, type in made.sources]
         writers = [writer(self.grid, operand, type) for operand, type in made.results]
         compute, carry = made.compute, self.grid.carry

@@ -92,15 +92,19 @@ def start(pairs: Iterable[tuple[str, int]]) -> None:
             _start(file, arch)
 
 
-@functools.cache
 def ptx(file: str, arch: int) -> str:
     """The compiler's output before the assembler."""
+    return assembly(sources().source(file), (*options(), f"-arch=compute_{arch}"))
+
+
+@functools.cache
+def assembly(source: str, given: tuple[str, ...]) -> str:
+    """PTX, compiled or found. Raises ``CompileFault``."""
 
     def make(source: str, given: Sequence[str], folder: Path) -> None:
         (folder / "ptx").write_bytes(nvrtc.compile(source, given, "ptx")[0])
 
-    folder = _made(sources().source(file), (*options(), f"-arch=compute_{arch}"), make)
-    return (folder / "ptx").read_text(encoding="utf-8")
+    return (_made(source, given, make) / "ptx").read_text(encoding="utf-8")
 
 
 @functools.cache
