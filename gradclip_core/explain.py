@@ -56,6 +56,7 @@ def explain(info: ClipInfo | TracedInfo) -> str:
     if info.overflow:
         facts.append(f"{_plural(info.overflow, 'finite element')} {_was(info.overflow)} too large once unscaled")
     if info.peek_skipped():
+        facts = facts or ["the bound, the loss scale or a weight was no number of its kind"]
         facts[-1] += ", so the step was skipped" + (" and its gradients set to 0" if info.scale == 0 else "")
     if info.underflow:
         facts.append(f"{_plural(info.underflow, 'element')} became 0")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from gradclip_core.errors import InvalidArgumentError
 from gradclip_core.info import ClipInfo, Facts
 
 
@@ -60,7 +61,13 @@ class TracedInfo:
         return [path for path, (infs, nans) in self.counts.items() if bool(infs + nans > 0)]
 
     def to_host(self) -> ClipInfo:
-        """The same numbers as a ``ClipInfo``, for a log. Only where the values are there."""
+        """The same numbers as a ``ClipInfo``, for a log. Only where the values are there, and of one call."""
+        if shape := tuple(getattr(self.norm, "shape", ())):
+            raise InvalidArgumentError(
+                "info.to_host()",
+                f"it holds a report for each of {' x '.join(map(str, shape))} calls, as vmap and scan stack them",
+                "Take one, in JAX with jax.tree.map(lambda x: x[i], info)",
+            )
         facts = Facts(
             float(self.norm),
             float(self.clipped_norm),

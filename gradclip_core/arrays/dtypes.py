@@ -42,6 +42,12 @@ def refuse_dtype(name: str) -> Refused:
             f"dtype {name} is not served: of the types of 8 bits float8_e4m3fn and float8_e5m2 are",
             "Convert to float32, its scale applied, and clip that",
         )
+    if name == "void":
+        return Refused(
+            UnsupportedArrayError,
+            "it holds no numbers; JAX's float0, of parameters that are integers, is so",
+            "Leave it out, or put None in its place",
+        )
     # Whoever has integers has no scale for float8.
     cures = sorted(name for name, (dtype, _) in SUPPORTED.items() if dtype.itemsize > 1)
     return Refused(

@@ -73,6 +73,8 @@ class NumpyDoor:
 
 def _refuse_subclass(x: Any) -> Refused:
     name = type(x).__name__
+    if x.dtype.name == "void":
+        return refuse_dtype("void")
     if isinstance(x, np.ma.MaskedArray):
         return Refused(
             UnsupportedArrayError,

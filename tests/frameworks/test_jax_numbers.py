@@ -56,8 +56,10 @@ def test_bounds_from_a_schedule() -> None:
             assert bool(info.clipped) == known.clipped
         for bound in (-1.0, math.nan, math.inf):
             made, info = once(x, bound)
-            assert info.skipped
             assert (made[0] == x).all()
+            assert (bool(info.skipped), bool(info.clipped), float(info.scale)) == (True, False, 1.0)
+            assert info.clipped_norm == info.norm
+            assert gc.explain(info).endswith("was no number of its kind, so the step was skipped")
     # The slope by the bound of a clipped array is its direction.
     slope = jax.grad(lambda m: gc.clip_by_norm(x, m, nonfinite="skip")[0] @ x)(1.0)
     assert float(slope) == pytest.approx(float(jnp.linalg.norm(x)), rel=1e-5)
@@ -67,6 +69,39 @@ def test_bounds_from_a_schedule() -> None:
     ):
         with pytest.raises(gc.InvalidArgumentError, match="it is traced: what stands in its place is known when"):
             jax.jit(call)(1.0)
+
+
+@traced
+@pytest.mark.parametrize("policy", ["skip", "zero", "sanitize", "propagate"])
+@pytest.mark.parametrize("last", [4.0, math.inf])
+def test_where_no_bound_is_given_nothing_is_done_whatever_the_policy(policy: str, last: float) -> None:
+    g = jnp.asarray([3.0, last])
+    for numbers in ({"max_norm": math.nan}, {"max_norm": 1.0, "loss_scale": 0.0}):
+        made, info = jax.jit(lambda numbers: gc.clip_by_global_norm([g], **numbers, nonfinite=policy))(numbers)
+        assert (made[0] == g).all()
+        assert (bool(info.skipped), float(info.scale), float(info.scales["0"])) == (True, 1.0, 1.0)
+        assert info.clipped_norm == info.norm
+
+
+@traced
+def test_reports_of_many_calls_are_taken_one_by_one() -> None:
+    _, info = jax.vmap(lambda x: gc.clip_by_global_norm(x, 1.0, nonfinite="skip"))(jnp.asarray([[3.0, 4.0]] * 3))
+    with pytest.raises(gc.InvalidArgumentError, match=r"a report for each of 3 calls.*jax\.tree\.map"):
+        gc.explain(info)
+    assert gc.explain(jax.tree.map(lambda x: x[1], info)) == "norm 5 over 1 array; clipped to 1"
+
+
+@traced
+def test_derivatives_of_integers_hold_no_numbers() -> None:
+    def slopes(params: Any) -> Any:
+        return jax.grad(lambda p: (p["w"] ** 2).sum(), allow_int=True)(params)
+
+    params = {"w": jnp.ones(3), "step": jnp.arange(2)}
+    for clip in (gc.clip_by_global_norm, jax.jit(lambda g, m: gc.clip_by_global_norm(slopes(g), m, nonfinite="skip"))):
+        with pytest.raises(gc.UnsupportedArrayError, match=r"'step': it holds no numbers.*put None in its place"):
+            clip(slopes(params) if clip is gc.clip_by_global_norm else params, 1.0)
+    made, _ = gc.clip_by_global_norm({**slopes(params), "step": None}, 1.0)
+    assert made["step"] is None
 
 
 @traced

@@ -126,22 +126,28 @@ class _Call:
             after = _norm(made, self.kinds, 2, task.mesh_axes)
         zeroed = task.nonfinite == "zero"
         factor = xp.where(give_up, xp.zeros_like(factor) if zeroed else xp.ones_like(factor), factor)
+        after = xp.where(give_up, xp.zeros_like(norm) if zeroed else norm, after)
+        written = written & ~stays
+        if zeroed:
+            written = written | give_up
+        if fault is not None:  # whatever the policy, nothing is done
+            factor, after = xp.where(fault, xp.ones_like(factor), factor), xp.where(fault, norm, after)
+            written = written & ~fault
         arrays = list(self.all)
         for i, y in zip(scene.full, made, strict=True):
             arrays[i] = y
         norms = scene.value(found.norms(scene.owners, len(scene.full)), inverse)
-        written = written & ~stays
         return Answer(
             arrays,
             norm,
-            xp.where(give_up, xp.zeros_like(norm) if zeroed else norm, after),
+            after,
             xp.min(factor),
             clipped & ~stays,
             stays,
             infs,
             nans,
             overflow,
-            written | give_up if zeroed else written,
+            written,
             self._spread(norms, 0.0),
             self._spread(self._grouped(factor, xp.min), 1.0),
             self._spread(self._grouped(found.infs, xp.sum), 0),
