@@ -11,6 +11,8 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy.typing as npt
+
 from gradclip_core.arrays.docked import Docked, Door, Refused
 from gradclip_core.arrays.layout import view
 from gradclip_core.errors import UnsupportedArrayError
@@ -46,16 +48,16 @@ class Rows:
         with paddle.no_grad():
             made = paddle.nn.clip.merge_selected_rows(self.stored)
         places = {row: place for place, row in enumerate(self.stored.rows())}
-        source = view(self.door.dock(values))
-        view(self.door.dock(made._get_tensor_from_selected_rows()))[...] = source[[places[row] for row in made.rows()]]
+        source = _elements(self.door, values)
+        _elements(self.door, made._get_tensor_from_selected_rows())[...] = source[[places[row] for row in made.rows()]]
         return made
 
     def after_write(self, values: Any) -> None:
         """See ``Holder.after_write``. The rows themselves have no version that could be told of it."""
         if self.original is None or self.stored is self.original:
             return
-        merged = view(self.door.dock(values))
-        target = view(self.door.dock(self.original._get_tensor_from_selected_rows()))
+        merged = _elements(self.door, values)
+        target = _elements(self.door, self.original._get_tensor_from_selected_rows())
         places = {row: place for place, row in enumerate(self.stored.rows())}
         for here, row in enumerate(self.original.rows()):
             place = places.pop(row, None)
@@ -78,3 +80,8 @@ def dock_rows(door: Door, x: Any) -> Docked:
     key = (values.data_ptr(), tuple(rows), shape, docked.dtype.name) if rows else (id(x),)
     docked.holder = Rows(door, stored, x, shape, key, None if stored is x else door.dock(values))
     return docked
+
+
+def _elements(door: Door, values: Any) -> npt.NDArray[Any]:
+    """The memory of a dense tensor of Paddle's, as opaque items."""
+    return view(door.dock(values))

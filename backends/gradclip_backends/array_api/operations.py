@@ -127,9 +127,7 @@ class _Call:
         zeroed = task.nonfinite == "zero"
         factor = xp.where(give_up, xp.zeros_like(factor) if zeroed else xp.ones_like(factor), factor)
         after = xp.where(give_up, xp.zeros_like(norm) if zeroed else norm, after)
-        written = written & ~stays
-        if zeroed:
-            written = written | give_up
+        written = written | give_up if zeroed else written & ~give_up
         if fault is not None:  # whatever the policy, nothing is done
             factor, after = xp.where(fault, xp.ones_like(factor), factor), xp.where(fault, norm, after)
             written = written & ~fault
