@@ -9,18 +9,36 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterable
+from typing import Any
+
+# Torch itself is no global here: Dynamo compiles by itself what reads such a global, and ``in_graph`` would then say
+# "yes" to who traces nothing.
+_loaded: dict[str, Any] = {}
+
+
+def dynamo_is_loaded() -> bool:
+    """Whether the compiler of PyTorch is loaded; ``_loaded`` has its module then.
+
+    To that compiler this is a constant: it calls the function and does not read it. Reading ``sys.modules``, it would
+    go through all of it, and fail where another thread imports something meanwhile.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return False
+    _loaded["torch"] = sys.modules["torch"]
+    return _loaded["torch"] is not None  # None: whoever forbids its import
+
+
+dynamo_is_loaded._dynamo_marked_constant = True  # type: ignore[attr-defined]  # what assume_constant_result leaves
 
 
 def in_graph() -> bool:
     """Whether ``torch.compile`` is tracing. It answers for itself: to it, this is a constant."""
-    if "torch._dynamo" not in sys.modules or sys.modules["torch"] is None:  # None: whoever forbids its import
-        return False
-    return sys.modules["torch"].compiler.is_dynamo_compiling() is True
+    return dynamo_is_loaded() and _loaded["torch"].compiler.is_dynamo_compiling() is True
 
 
 def leave_graph(why: str) -> None:
     """End the graph here: what follows runs eagerly. With ``fullgraph=True`` an error that says why."""
-    sys.modules["torch._dynamo"].graph_break(msg=why)
+    _loaded["torch"]._dynamo.graph_break(msg=why)
 
 
 def kept_whole(things: Iterable[object]) -> None:

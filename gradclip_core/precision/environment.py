@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gradclip_core.errors import BackendError
+from gradclip_core.tracing import dynamo_is_loaded
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -56,10 +57,10 @@ def ieee_arithmetic(function: Function) -> Function:
 
     @functools.wraps(function)
     def enter(*args: Any, **kwargs: Any) -> Any:
-        dynamo = sys.modules.get("torch._dynamo")
-        if dynamo is None:
+        if not dynamo_is_loaded():
             return run(*args, **kwargs)
         if not untraced:
+            dynamo = sys.modules["torch._dynamo"]
             untraced.append(dynamo.disable(run, reason="gradclip_core runs eagerly here, at a graph break"))
         return untraced[0](*args, **kwargs)
 

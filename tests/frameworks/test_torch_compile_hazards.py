@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -252,3 +254,33 @@ def test_plans_and_clippers_go_eagerly() -> None:
     assert type(info) is gc.ClipInfo
     assert info.norm == norm
     assert torch.equal(x, wanted)
+
+
+MEANWHILE = """
+import sys, threading, time
+import torch
+import gradclip_core as gc
+
+def importing():
+    while not over.is_set():
+        sys.modules["imported meanwhile"] = sys
+        time.sleep(1e-4)
+        del sys.modules["imported meanwhile"]
+        time.sleep(1e-4)
+
+x, y = torch.ones(4), torch.ones(4)
+torch.compile(lambda g: g + 1, backend="eager")(x)
+over = threading.Event()
+sys.setswitchinterval(1e-4)
+threading.Thread(target=importing, daemon=True).start()
+norm = torch.compile(lambda g: gc.clip_by_global_norm_([g], 1.0).norm, backend="eager", fullgraph=True)(x)
+print(norm.item())
+clipper = gc.Clipper(gc.GlobalNorm(1.0))
+print(torch.compile(lambda g: clipper.step_([g]).norm, backend="eager")(y))
+over.set()
+"""
+
+
+def test_another_thread_may_import_while_it_traces() -> None:
+    done = subprocess.run([sys.executable, "-c", MEANWHILE], capture_output=True, text=True)
+    assert done.stdout == "2.0\n2.0\n", done.stderr
