@@ -30,14 +30,18 @@ _SECONDS = 300
 def engines(lane: Lane) -> list[Engine]:
     """What a lane runs the scenarios on, one after the other."""
     if lane == "order":
-        return [CpuEngine(order="reverse"), CpuEngine(order="random", seed=3), CpuEngine(order="jitter", seed=5)]
+        return [
+            CpuEngine("quick", order="reverse"),
+            CpuEngine("quick", order="random", seed=3),
+            CpuEngine("quick", order="jitter", seed=5),
+        ]
     if lane == "ptx":
         from tests.gpu.ptx.engine import PtxEngine  # it needs NVRTC
 
         return [PtxEngine(90, seed=1)]
     if lane in ("asan", "tsan"):
         return [CpuEngine(lane)]
-    return [CpuEngine()]
+    return [CpuEngine("quick")]
 
 
 def try_out(lane: Lane, bug: Bug | None, names: list[str]) -> str | None:

@@ -18,7 +18,7 @@ from tests.gpu.cpu.build import build
 from tests.gpu.cpu.flavours import FLAVOURS
 from tests.gpu.engine import Dim3, KernelFault, Region, Traffic
 
-FlavourName = Literal["plain", "asan", "tsan", "coverage"]
+FlavourName = Literal["plain", "quick", "asan", "tsan", "coverage"]
 Order = Literal["forward", "reverse", "random", "jitter"]
 
 _ORDERS: dict[Order, int] = {"forward": 0, "reverse": 1, "random": 2, "jitter": 3}

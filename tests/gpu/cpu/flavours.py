@@ -1,4 +1,4 @@
-"""The four ways of building: plain, with sanitizers, and counting the lines that run."""
+"""The ways of building: plain, quickly for what runs once, with sanitizers, and counting the lines that run."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ class Flavour:
 
 FLAVOURS = {
     "plain": Flavour(("-O2", "-g1")),
+    "quick": Flavour(("-O0",)),
     "asan": Flavour(
-        ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"),
+        ("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"),
         ("libasan.so", "libubsan.so"),
         "__asan_init",
     ),
-    "tsan": Flavour(("-O1", "-g", "-fsanitize=thread"), ("libtsan.so",), "__tsan_init"),
+    "tsan": Flavour(("-O0", "-g1", "-fsanitize=thread"), ("libtsan.so",), "__tsan_init"),
     "coverage": Flavour(("-O0", "-g", "--coverage", "-fprofile-update=atomic", "-DCUDA_ON_CPU_COVERAGE")),
 }
 
