@@ -16,7 +16,7 @@ from gradclip_core.cli.rnn import Corpus, init, loss_and_gradients
 class Settings:
     """Of one comparison. Both runs start from the same numbers and see the same batches."""
 
-    steps: int = 800
+    steps: int = 500
     seed: int = 1
     hidden: int = 128
     sequences: int = 16
