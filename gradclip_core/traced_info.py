@@ -103,7 +103,8 @@ class TracedInfo:
         return {path: values[i] for path, i in zip(self.paths, self.index, strict=True)}
 
     def __repr__(self) -> str:
-        return f"TracedInfo(norm={self.norm!r}, clipped={self.clipped!r}, backend={self.backend!r})"
+        said = ", ".join(f"{name}={getattr(self, name)!r}" for name in ("norm", "clipped", "skipped", "backend"))
+        return f"TracedInfo({said})"
 
     # TensorFlow's protocol for dataclasses that a tf.function may return.
     def __tf_flatten__(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

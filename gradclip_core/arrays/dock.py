@@ -122,6 +122,8 @@ def unload(container: Any, asked: str, *, in_place: bool = False, clips: bool = 
         if found == len(arrays):
             arrays.append(docked)
         index.append(found)
+    if clips:
+        _refuse_pairs(leaves, tree, asked)
     cargo = of_one_program(Cargo(tree, arrays, index), asked)
     _check_overlap(cargo, asked)
     if in_place:
@@ -150,6 +152,20 @@ def _find_door(leaf: Any, asked: str, tree: Tree, position: int) -> Door:
     return door
 
 
+def _refuse_pairs(leaves: list[Any], tree: Tree, asked: str) -> None:
+    """Weights among gradients: the pairs of TensorFlow's and Keras's optimizers, of which each half has a norm."""
+    if not any(hasattr(kind, "trainable") for kind in set(map(type, leaves))):
+        return
+    weights = [position for position, leaf in enumerate(leaves) if getattr(leaf, "trainable", False) is True]
+    if weights and len(weights) < len(leaves):
+        raise InvalidArgumentError(
+            f"{asked}, array '{tree.paths[weights[0]]}'",
+            "it is a trainable variable among gradients, and its weights would count as one",
+            "Of pairs (gradient, variable) pass the gradients: [g for g, v in pairs]. A variable that holds a gradient "
+            "is made with trainable=False",
+        )
+
+
 def _refuse_parameter(leaf: Any, door: Door, in_place: bool) -> None:
     """Tensors that autograd knows: ``model.parameters()`` in place of the gradients, or a graph's own."""
     if not getattr(leaf, "requires_grad", False) or door is numpy_door.DOOR or door is dlpack_door.DOOR:
@@ -159,8 +175,8 @@ def _refuse_parameter(leaf: Any, door: Door, in_place: bool) -> None:
         raise Refused(
             InvalidArgumentError,
             "it is part of an autograd graph, which would take the clipped values for the unclipped ones",
-            f"Clip under {framework.__name__}.no_grad(), or pass x.detach(); "
-            "derivatives go through a clip inside torch.func.grad",
+            f"Clip under {framework.__name__}.no_grad(), or pass x.detach()"
+            + ("; derivatives go through a clip inside torch.func.grad" if framework.__name__ == "torch" else ""),
         )
     if leaf.is_leaf and leaf.grad is not None:
         raise Refused(

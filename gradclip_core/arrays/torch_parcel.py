@@ -52,6 +52,8 @@ class Parcel:
     def companion(self, x: Any) -> Any:
         """Note a leaf that is only read, or that is written to: weights, ``out``."""
         if type(x) in _PLAIN:
+            if x.is_meta:  # the dispatcher would take the operator's fake for the operator
+                self.refuse("a tensor is on the device meta, which holds no values")
             if x not in self.numbers:
                 self.numbers[x] = len(self.tensors)
                 # The graph's results are no part of autograd's graph, as those of an eager call are none.

@@ -147,6 +147,12 @@ assert (keras.ops.convert_to_numpy(clipped[0]) == same[0]).all()
 grad = keras.ops.convert_to_tensor(np.array([30.0, 40.0], "float32"))
 made, info = gc.adaptive_clip([grad], [variable], 0.1, axis=None)
 assert abs(info.clipped_norm - 0.5) < 1e-6
+try:
+    gc.clip_by_global_norm([(grad, variable)], 1.0)  # what an optimizer's apply_gradients takes
+except gc.InvalidArgumentError as error:
+    assert "trainable variable among gradients" in str(error), error
+else:
+    raise AssertionError
 if keras.config.backend() != "torch":
     try:
         gc.clip_by_norm_([variable], 1.0)

@@ -134,6 +134,18 @@ def test_one_tensor_that_is_two_gradients_counts_twice() -> None:
     assert float(tf.linalg.global_norm(clipped)) == pytest.approx(1.0, rel=1e-6)
 
 
+def test_weights_among_gradients_are_refused() -> None:
+    """What ``apply_gradients`` takes: of pairs, each half would have been clipped by the norm of both."""
+    gradients, variables = [tf.constant([3.0, 4.0])], [tf.Variable([30.0, 40.0])]
+    with pytest.raises(gc.InvalidArgumentError, match=r"array '0\.1': it is a trainable variable among.*\[g for"):
+        gc.clip_by_global_norm(list(zip(gradients, variables, strict=True)), 1.0)
+    traced = tf.function(lambda pairs: gc.clip_by_global_norm(pairs, 1.0, nonfinite="skip")[1].norm)
+    with pytest.raises(gc.InvalidArgumentError, match="trainable variable among gradients"):
+        traced(list(zip(gradients, variables, strict=True)))
+    assert gc.global_norm([*gradients, *variables]) == pytest.approx(50.2493781)
+    assert gc.clip_by_global_norm([*gradients, tf.Variable([12.0], trainable=False)], 1.0)[1].norm == 13.0
+
+
 def test_numpy_s_and_tensorflow_s_in_one_call() -> None:
     clipped, info = gc.clip_by_global_norm([tf.constant([3.0]), np.full(1, 4.0)], 1.0)
     assert (info.norm, type(clipped[1])) == (5.0, np.ndarray)

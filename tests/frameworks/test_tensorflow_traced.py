@@ -179,7 +179,7 @@ def test_the_report_can_be_returned_and_looked_at() -> None:
 
 
 def test_constants_and_variables_beside_traced_ones() -> None:
-    variable, constant = tf.Variable([3.0]), tf.constant([4.0])
+    variable, constant = tf.Variable([3.0], trainable=False), tf.constant([4.0])
 
     @tf.function  # type: ignore[untyped-decorator, unused-ignore]
     def step(g: Any) -> Any:

@@ -244,6 +244,18 @@ def test_a_generator_that_was_read_before() -> None:
         whole(step)([good()])
 
 
+def test_a_meta_tensor_has_no_norm() -> None:
+    """The dispatcher takes the operator's fake implementation for it, whose result is memory that nobody wrote."""
+    grads = [torch.ones(2, device="meta"), good()]
+    with pytest.raises(gc.BackendError, match="meta"):
+        broken(lambda g: gc.clip_by_global_norm_(g, 1.0).norm)(grads)
+    for function in (gc.clip_by_global_norm, lambda g, bound: gc.global_norm(g)):
+        torch._dynamo.reset()
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="device meta, which holds no values"):
+            whole(lambda g, function=function: function(g, 1.0))(grads[:1])
+    assert torch.equal(grads[1], good())
+
+
 def test_plans_and_clippers_go_eagerly() -> None:
     clipper = gc.Clipper(gc.GlobalNorm(1.0))
     wanted = good()
