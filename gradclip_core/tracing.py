@@ -41,6 +41,11 @@ def leave_graph(why: str) -> None:
     _loaded["torch"]._dynamo.graph_break(msg=why)
 
 
+def kept_eager(function: Any, why: str) -> Any:
+    """The function, and all that it calls, out of the sight of Dynamo, which has to be loaded."""
+    return _loaded["torch"]._dynamo.disable(function, reason=why)
+
+
 def kept_whole(things: Iterable[object]) -> None:
     """Tell TensorFlow's AutoGraph to call these functions and classes as they are.
 

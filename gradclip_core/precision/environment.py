@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
 
 from gradclip_core.errors import BackendError
-from gradclip_core.tracing import dynamo_is_loaded
+from gradclip_core.tracing import dynamo_is_loaded, kept_eager
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -60,8 +59,7 @@ def ieee_arithmetic(function: Function) -> Function:
         if not dynamo_is_loaded():
             return run(*args, **kwargs)
         if not untraced:
-            dynamo = sys.modules["torch._dynamo"]
-            untraced.append(dynamo.disable(run, reason="gradclip_core runs eagerly here, at a graph break"))
+            untraced.append(kept_eager(run, "gradclip_core runs eagerly here, at a graph break"))
         return untraced[0](*args, **kwargs)
 
     enter._torchdynamo_disable = True  # type: ignore[attr-defined]  # what torch.compiler.disable leaves

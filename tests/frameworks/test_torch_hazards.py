@@ -15,7 +15,7 @@ from tests.refusals import check_sentence
 torch = pytest.importorskip("torch")
 
 NOISE = [
-    "ignore:Sparse CSR tensor support:UserWarning",
+    "ignore:Sparse (CSR|CSC|BSR) tensor support:UserWarning",  # once a process, of whichever comes first
     "ignore:.*nested tensors is in prototype:UserWarning",
     "ignore:.*quantized tensor creation functions:UserWarning",
     "ignore:.*torch.jit.script:DeprecationWarning",
